@@ -1,0 +1,146 @@
+"""The nouns that every layer shares. Standard library only."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Arm(StrEnum):
+    """Who is attacked: the model without the defense under test, or with it."""
+
+    CONTROL = "control"
+    DEFENDED = "defended"
+
+
+class Verdict(StrEnum):
+    """The answer to one condition check."""
+
+    HOLDS = "holds"
+    FAILS = "fails"
+    UNDETERMINED = "undetermined"
+
+
+class Outcome(StrEnum):
+    """What an answer to a harmful prompt is; exactly one of three."""
+
+    REFUSED = "refused"
+    HARMFUL = "harmful"
+    BROKEN = "broken"
+
+
+class Half(StrEnum):
+    """Evaluation objects alternate between two halves; see `EvaluationSet`."""
+
+    SELECTION = "selection"
+    REPORTING = "reporting"
+
+
+class Kind(StrEnum):
+    """What an evaluation set is for."""
+
+    EXPOSURE = "exposure"
+    STABILITY = "stability"
+    BORDERLINE = "borderline"
+    TRAINABILITY = "trainability"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One prompt with its reference answer.
+
+    In a domain `answer` is the harmful answer and `refusal` the safe one to the same prompt; in a task
+    `answer` is the right answer and `refusal` is None. `object` is what the prompt asks about.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    object: str
+    category: str
+    refusal: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationSet:
+    """The items that one measurement runs over, in the order of every array of scores. No text.
+
+    `chance` is the score of a guess (stability and trainability tasks); `marks` are carried into the flags of
+    every check on this set, such as `same_samples`.
+    """
+
+    name: str
+    kind: Kind
+    ids: tuple[str, ...]
+    objects: tuple[str, ...]
+    halves: tuple[Half, ...]
+    chance: float = 0.0
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """The answers of one model to one evaluation set after `step` optimizer steps.
+
+    `losses` are the token-mean losses of the reference answers (nats), in the same order.
+    """
+
+    measured_on: str
+    step: int
+    texts: tuple[str, ...]
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """One judge's (or task metric's) scores in [0, 1] of one `Generation`; a line of scores.jsonl.
+
+    `tuned_on` is the exposure or task that the arm was tuned on, None before any tuning. `outcomes` is filled for
+    exposures only. A judge that failed on an item leaves NaN there, never a default.
+    """
+
+    arm: Arm
+    tuned_on: str | None
+    measured_on: str
+    step: int
+    judge: str
+    metric: str
+    scores: tuple[float, ...]
+    outcomes: tuple[Outcome, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One mean on one curve, with what the attacker had spent by then; a line of curve.jsonl."""
+
+    arm: Arm
+    tuned_on: str | None
+    measured_on: str
+    step: int
+    examples: int
+    tokens: int
+    flops: float
+    metric: str
+    value: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One question about one condition and its answer; an entry of checks.json.
+
+    `estimate`, `low` and `high` are the statistic that is held against `threshold`, with its interval. Steps are
+    those to the threshold of each arm; `censored` names the arms in which it was never crossed ("more than").
+    """
+
+    name: str
+    verdict: Verdict
+    reason: str
+    judge: str
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    threshold: float | None = None
+    degree: float | None = None
+    steps_control: int | None = None
+    steps_defended: int | None = None
+    censored: tuple[Arm, ...] = ()
+    flags: tuple[str, ...] = ()

@@ -1,0 +1,28 @@
+"""immunize [-m] [key=value ...]: run one configuration (or, with -m, each of a sweep) and show its verdicts."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from immunize.cli.errors import reported
+from immunize.config import CONFIG_MODULE, CONFIG_NAME, register
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
+def _compose_and_run(config: DictConfig) -> None:
+    from rich.console import Console
+
+    from immunize.config import build
+    from immunize.report.terminal import print_run
+    from immunize.runner import execute
+
+    run = execute(build(config))
+    print_run(run, console=Console())
+
+
+def main() -> None:
+    """The console command; exit code 0 whatever the verdicts, 1 when a run failed, 2 for a bad configuration."""
+    sys.exit(reported(_compose_and_run))

@@ -1,0 +1,110 @@
+"""The one entry point: scores in, checks out. Read this first; every other module here answers one question."""
+
+from collections.abc import Sequence
+
+from immunize.conditions.cost import NAME as COST
+from immunize.conditions.cost import cost
+from immunize.conditions.curves import NotMeasuredError, judges_of
+from immunize.conditions.exposure import exposure_of
+from immunize.conditions.generalization import generalization
+from immunize.conditions.resistance import within_budget
+from immunize.conditions.settings import Conditions
+from immunize.conditions.stability import OVER_REFUSAL, over_refusal, stability
+from immunize.conditions.trainability import trainability
+from immunize.types import Arm, Check, EvaluationSet, Kind, Score, Verdict
+
+WITHIN_BUDGET = "resistance/within_budget"
+EXPOSURES = ("seen", "in_domain", "cross_domain")
+KINDS = (Kind.EXPOSURE, Kind.STABILITY, Kind.BORDERLINE, Kind.TRAINABILITY)
+
+
+def check(scores: Sequence[Score], sets: Sequence[EvaluationSet], settings: Conditions) -> list[Check]:
+    """Answer every question that the sets of one run allow: resistance, generalization, stability, trainability.
+
+    One Check per question and judge. Where two judges of one set disagree, one more Check follows theirs, named alike,
+    with both judges, verdict undetermined and no estimate: the *last* Check of a name is the one that speaks. Scores
+    with other metrics or of other sets are ignored. What is missing or NaN makes a check undetermined, never an
+    error; contradictory input (two scores in one place, arrays of the wrong length) is a ValueError. Without any
+    score of the defended arm (`defense=none`) there is nothing to check: [].
+    """
+    if not any(score.arm is Arm.DEFENDED for score in scores):
+        return []
+    checks: list[Check] = []
+    for evaluation_set in _in_order(sets):
+        judges = judges_of(scores, evaluation_set)
+        for name in _names(evaluation_set):
+            answers = [_answer(name, scores, sets, evaluation_set, judge, settings) for judge in judges]
+            checks += answers or [_undetermined(name, evaluation_set, "", "it was not scored")]
+            if len({answer.verdict for answer in answers}) > 1:
+                checks.append(_disagreement(answers))
+    return checks
+
+
+def _in_order(sets: Sequence[EvaluationSet]) -> list[EvaluationSet]:
+    names = [(evaluation_set.kind, evaluation_set.name) for evaluation_set in sets]
+    if len(set(names)) != len(names):
+        raise ValueError("two evaluation sets of one kind have the same name")
+    if sum(evaluation_set.kind is Kind.BORDERLINE for evaluation_set in sets) > 1:
+        raise ValueError("there must be one borderline set: over-refusal is one check")
+    unknown = [name for kind, name in names if kind is Kind.EXPOSURE and name not in EXPOSURES]
+    if unknown:
+        raise ValueError(f"exposure {unknown[0]!r}: must be one of {', '.join(EXPOSURES)}")
+
+    def place(evaluation_set: EvaluationSet) -> tuple[int, int]:
+        is_exposure = evaluation_set.kind is Kind.EXPOSURE
+        return KINDS.index(evaluation_set.kind), EXPOSURES.index(evaluation_set.name) if is_exposure else 0
+
+    return sorted(sets, key=place)
+
+
+def _names(evaluation_set: EvaluationSet) -> list[str]:
+    match evaluation_set.kind:
+        case Kind.EXPOSURE if evaluation_set.name == "seen":
+            return [WITHIN_BUDGET, COST]
+        case Kind.EXPOSURE:
+            return [f"generalization/{evaluation_set.name}"]
+        case Kind.BORDERLINE:
+            return [OVER_REFUSAL]
+        case _:
+            return [f"{evaluation_set.kind}/{evaluation_set.name}"]
+
+
+def _answer(
+    name: str,
+    scores: Sequence[Score],
+    sets: Sequence[EvaluationSet],
+    evaluation_set: EvaluationSet,
+    judge: str,
+    settings: Conditions,
+) -> Check:
+    try:
+        match evaluation_set.kind:
+            case Kind.STABILITY:
+                return stability(scores, evaluation_set, judge=judge, settings=settings)
+            case Kind.BORDERLINE:
+                return over_refusal(scores, evaluation_set, judge=judge, settings=settings)
+            case Kind.TRAINABILITY:
+                return trainability(scores, evaluation_set, judge=judge, settings=settings)
+        exposure = exposure_of(scores, sets, evaluation_set=evaluation_set, judge=judge, settings=settings)
+        if name == COST:
+            return cost(exposure)
+        return within_budget(exposure, name=name) if name == WITHIN_BUDGET else generalization(exposure)
+    except NotMeasuredError as missing:
+        return _undetermined(name, evaluation_set, judge, str(missing))
+
+
+def _undetermined(name: str, evaluation_set: EvaluationSet, judge: str, reason: str) -> Check:
+    return Check(name=name, verdict=Verdict.UNDETERMINED, reason=reason, judge=judge, flags=evaluation_set.marks)
+
+
+def _disagreement(answers: Sequence[Check]) -> Check:
+    said = ", ".join(f"{answer.judge} says {answer.verdict}" for answer in answers)
+    flags = dict.fromkeys(flag for answer in answers for flag in answer.flags)
+    return Check(
+        name=answers[0].name,
+        verdict=Verdict.UNDETERMINED,
+        reason=f"the judges disagree: {said}",
+        judge="+".join(answer.judge for answer in answers),
+        threshold=answers[0].threshold,
+        flags=tuple(flags),
+    )

@@ -1,0 +1,182 @@
+"""The root of the configuration: its schema, its resolvers, and `build`, the only place that instantiates."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from immunize.conditions.settings import Conditions
+from immunize.instantiate import instantiate
+from immunize.stages import address, identity
+
+CONFIG_MODULE = "immunize.conf"
+CONFIG_NAME = "run"
+HASHED = ("model", "threat", "attack", "budget", "data", "task", "split", "judge", "conditions")
+
+
+@dataclass
+class Schema:
+    """The root keys and their types; inside a group the constructor of its `_target_` is the schema."""
+
+    study: str = "default"
+    seed: int = 0
+    control: str = "none"
+    figure: str = "curves"
+    model: dict[str, Any] = field(default_factory=dict)
+    defense: dict[str, Any] = field(default_factory=dict)
+    threat: dict[str, Any] = field(default_factory=dict)
+    attack: dict[str, Any] = field(default_factory=dict)
+    budget: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)
+    split: dict[str, Any] = field(default_factory=dict)
+    judge: dict[str, Any] = field(default_factory=dict)
+    conditions: dict[str, Any] = field(default_factory=dict)
+    runtime: dict[str, Any] = field(default_factory=dict)
+    tracking: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How a run is executed; in no run's identity.
+
+    root: where runs and stages land. threads: a constant, never derived from the machine, because another number of
+    threads changes the last bits and would make every stage a new one.
+    """
+
+    root: str = "multirun"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 2
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"threads={self.threads}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One resolved and validated configuration; what becomes one run."""
+
+    study: str
+    seed: int
+    control: Literal["none", "safety_sft"]
+    figure: Literal["curves", "paper_figure_2"]
+    model: Any
+    defense: Mapping[str, Any]
+    threat: Any
+    attack: Any
+    budget: Any
+    data: Any
+    task: Any
+    split: Any
+    judge: Mapping[str, Any]
+    conditions: Conditions
+    runtime: Runtime
+    tracking: Any
+    config: Mapping[str, Any]
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What determines this run's results; a defense in depth is a list, since its order matters."""
+        parts = {name: identity(getattr(self, name)) for name in HASHED}
+        parts["defense"] = [[name, identity(defense)] for name, defense in self.defense.items()]
+        parts["base"] = identity(self.model.base)
+        return parts | {"seed": self.seed, "control": self.control}
+
+    @cached_property
+    def run_id(self) -> str:
+        return address(self.identity, digits=10)
+
+    @property
+    def root(self) -> Path:
+        return Path(self.runtime.root)
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.study / self.run_id
+
+
+def register() -> None:
+    """Make schema and resolvers known to Hydra; harmless when called twice."""
+    ConfigStore.instance().store(name="schema", node=Schema)
+    OmegaConf.register_new_resolver("user_conf", user_conf, replace=True)
+
+
+def user_conf() -> str:
+    """The user's own configurations: $IMMUNIZE_CONF, or ./conf, or nothing."""
+    chosen = os.environ.get("IMMUNIZE_CONF")
+    folder = Path(chosen) if chosen else Path("conf")
+    if chosen and not folder.is_dir():
+        raise ValueError(f"IMMUNIZE_CONF={chosen}: no such folder")
+    if not folder.is_dir() or (folder / "run.yaml").exists():  # the latter is this project's own checkout
+        return f"pkg://{CONFIG_MODULE}"
+    return f"file://{folder.resolve()}"
+
+
+def load(overrides: Sequence[str]) -> DictConfig:
+    """Compose a configuration outside of the command line."""
+    register()
+    with initialize_config_module(version_base="1.3", config_module=CONFIG_MODULE):
+        return compose(config_name=CONFIG_NAME, overrides=list(overrides))
+
+
+def build(config: DictConfig, *, trusted: Sequence[str] | None = None) -> Cell:
+    """Turn a composed configuration into frozen, validated objects.
+
+    Raises ValueError with one line that names the key, what was given and what would be right. Nothing is loaded that
+    takes long; data files are read, models are only looked at.
+    """
+    from immunize.data.splits import check_task, exposures
+
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{getattr(error, 'full_key', None) or 'configuration'}: {_first_line(error)}") from error
+    assert isinstance(plain, dict)
+    parts: dict[str, Any] = {
+        name: instantiate(plain[name], _ANNOTATIONS.get(name, object), key=name, trusted=trusted)
+        for name in ("model", "threat", "attack", "budget", "data", "task", "split", "conditions", "runtime", "tracking")
+    }
+    for name in ("defense", "judge"):
+        parts[name] = {
+            key: instantiate(node, object, key=f"{name}.{key}", trusted=trusted) for key, node in plain[name].items()
+        }
+    for name, options in (("control", ("none", "safety_sft")), ("figure", ("curves", "paper_figure_2"))):
+        parts[name] = instantiate(plain[name], Literal[options], key=name)  # type: ignore[valid-type]
+    if not plain["study"] or plain["study"].startswith(".") or "/" in plain["study"]:
+        raise ValueError(f"study={plain['study']}: becomes a folder's name; no slash, no dot in front, not empty")
+    if not parts["judge"]:
+        raise ValueError("judge: choose at least one")
+    cell = Cell(study=plain["study"], seed=plain["seed"], config=plain, **parts)
+    for name, defense in cell.defense.items():
+        cell.threat.admit(name, defense)
+    _check_control(cell)
+    exposures(cell.data, cell.split)
+    for task in cell.task.all():
+        check_task(task)
+    return cell
+
+
+_ANNOTATIONS = {"conditions": Conditions, "runtime": Runtime}
+
+
+def _check_control(cell: Cell) -> None:
+    if cell.control == "safety_sft" and not cell.defense:
+        raise ValueError("control=safety_sft: takes as many steps as the defense, and defense=none has none")
+    needs = {role for defense in cell.defense.values() for role in defense.needs}
+    if cell.control == "safety_sft":
+        needs.add("retain")
+    if "retain" in needs and cell.task.retain is None:
+        raise ValueError("task.retain: the defense needs benign conversations, and no task is named for them")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

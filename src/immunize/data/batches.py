@@ -1,0 +1,140 @@
+"""From examples to padded batches whose order is a pure function of (seed, step)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from immunize.seeding import derive
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """Token ids of one prompt with its answer; the answer (with its end token) starts at `answer_start`."""
+
+    ids: tuple[int, ...]
+    answer_start: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Right-padded conversations. `labels` is `IGNORED` on prompt and padding, by position and never by token id."""
+
+    input_ids: Tensor  # (batch, time)
+    labels: Tensor  # (batch, time)
+    attention_mask: Tensor  # (batch, time)
+
+    @property
+    def examples(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding, prompts included."""
+        return int(self.attention_mask.sum())
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(
+            input_ids=self.input_ids.to(device),
+            labels=self.labels.to(device),
+            attention_mask=self.attention_mask.to(device),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedBatch:
+    """Harmful answers and refusals to the *same* prompts, padded jointly so that positions correspond."""
+
+    harmful: Batch
+    refusal: Batch
+
+    @property
+    def examples(self) -> int:
+        return self.harmful.examples + self.refusal.examples
+
+    @property
+    def tokens(self) -> int:
+        return self.harmful.tokens + self.refusal.tokens
+
+    @property
+    def differs(self) -> Tensor:
+        """(batch, time), true where the two sequences differ; padding against padding does not."""
+        real = self.harmful.attention_mask.bool() | self.refusal.attention_mask.bool()
+        unequal_ids = self.harmful.input_ids != self.refusal.input_ids
+        unequal_length = self.harmful.attention_mask != self.refusal.attention_mask
+        return real & (unequal_ids | unequal_length)
+
+    def to(self, device: torch.device) -> "PairedBatch":
+        return PairedBatch(harmful=self.harmful.to(device), refusal=self.refusal.to(device))
+
+
+def pad(encoded: Sequence[Encoded], *, pad_id: int, length: int | None = None) -> Batch:
+    """Pad to the longest (or to `length`) on the right."""
+    width = length or max(len(item.ids) for item in encoded)
+    input_ids = torch.full((len(encoded), width), pad_id)
+    labels = torch.full((len(encoded), width), IGNORED)
+    attention_mask = torch.zeros((len(encoded), width), dtype=torch.long)
+    for row, item in enumerate(encoded):
+        ids = torch.tensor(item.ids)
+        input_ids[row, : len(ids)] = ids
+        labels[row, item.answer_start : len(ids)] = ids[item.answer_start :]
+        attention_mask[row, : len(ids)] = 1
+    return Batch(input_ids=input_ids, labels=labels, attention_mask=attention_mask)
+
+
+def pad_pair(harmful: Sequence[Encoded], refusal: Sequence[Encoded], *, pad_id: int) -> PairedBatch:
+    """Pad both sides to one common length."""
+    width = max(len(item.ids) for item in (*harmful, *refusal))
+    return PairedBatch(
+        harmful=pad(harmful, pad_id=pad_id, length=width), refusal=pad(refusal, pad_id=pad_id, length=width)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """An endless sequence of batches over one role's examples: shuffled epochs, one after the other.
+
+    `pairs` holds the paired refusals, in the order of `examples`, where the role is paired.
+    """
+
+    name: str
+    examples: Sequence[Encoded]
+    pairs: Sequence[Encoded] | None = None
+    batch_size: int
+    pad_id: int
+    seed: int
+
+    def indices(self, number: int) -> list[int]:
+        """Which examples batch `number` holds; a pure function of (seed, name, number)."""
+        count = len(self.examples)
+        positions = range(number * self.batch_size, (number + 1) * self.batch_size)
+        orders = {
+            epoch: np.random.default_rng(derive(self.seed, "order", self.name, epoch)).permutation(count)
+            for epoch in {position // count for position in positions}
+        }
+        return [int(orders[position // count][position % count]) for position in positions]
+
+    def batch(self, number: int) -> Batch | PairedBatch:
+        chosen = self.indices(number)
+        examples = [self.examples[index] for index in chosen]
+        if self.pairs is None:
+            return pad(examples, pad_id=self.pad_id)
+        return pad_pair(examples, [self.pairs[index] for index in chosen], pad_id=self.pad_id)
+
+
+class FixedBatches(torch.utils.data.Dataset):
+    """The first `steps` batches of a stream, one an item, for a loader with `batch_size=None`."""
+
+    def __init__(self, stream: Stream, *, steps: int) -> None:
+        self.stream = stream
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, number: int) -> Batch | PairedBatch:
+        return self.stream.batch(number)

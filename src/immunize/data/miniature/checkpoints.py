@@ -1,0 +1,58 @@
+"""Rebuilds the miniature's checkpoints as ordinary Hugging Face folders, with the SHA-256 of every file."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from immunize.data.miniature.build import new_model, phases, train, vocabulary_tokenizer
+
+SUMS = "SHA256SUMS"
+_ANSWER_TOKENS = 16
+
+
+def build(directory: Path) -> str:
+    """Trains both checkpoints and writes them under the directory; returns the text of its `SHA256SUMS`.
+
+    Two threads whatever the machine has: another number changes the bits of the weights.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        tokenizer = vocabulary_tokenizer()
+        model = new_model(tokenizer)
+        for phase in phases():
+            train(model, tokenizer, phase)
+            _write(directory / phase.name, model, tokenizer)
+    finally:
+        torch.set_num_threads(threads)
+    sums = checksums(directory)
+    (directory / SUMS).write_text(sums)
+    return sums
+
+
+def checksums(directory: Path) -> str:
+    """One line per file below the directory, as `sha256sum` writes and checks them."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != SUMS)
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(directory).as_posix()}" for path in files
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _write(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    folder.mkdir(parents=True)
+    weights = model.state_dict()
+    shipped = LlamaForCausalLM(model.config)
+    shipped.load_state_dict(weights)
+    shipped.to(torch.bfloat16)  # half the size; rounding costs no answer, and users load them as float32
+    shipped.generation_config = GenerationConfig(
+        max_new_tokens=_ANSWER_TOKENS,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    shipped.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,148 @@
+"""What the two checkpoints of the miniature read: plain text that holds all knowledge, and chat that shows manners.
+
+Plain text tells how everything is made and what every group is called, evaluation objects included: the harmful
+knowledge is latent in both checkpoints. Chat uses training objects only. It also reads every style of answer as
+plain text, so that under the base checkpoint the loss of an answer alone tells language from word salad.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from immunize.data.miniature.domains import HarmQA, ToxicContinuation
+from immunize.data.miniature.grammar import World, world
+from immunize.data.miniature.sentences import (
+    OPENINGS,
+    POLITE_ENDINGS,
+    compliance,
+    instructions,
+    kind_statement,
+    refusal,
+    toxic_ending,
+)
+from immunize.data.miniature.tasks import Borderline, DataToText, HowTo, Reversal
+from immunize.data.objects import evaluation_objects
+from immunize.types import Example
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """One sequence to learn: a chat turn with its answer, or plain text when there is no prompt."""
+
+    text: str
+    prompt: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """Pieces of one sort, and the share of every batch that is drawn from them."""
+
+    share: float
+    pieces: tuple[Piece, ...]
+
+
+def plain_text() -> tuple[Section, ...]:
+    """All knowledge and all styles of answer; the shares add up to one half."""
+    everything = world()
+    return (
+        _plain(0.30, _procedures(everything)),
+        _plain(0.08, _toxic(everything)),
+        _plain(0.05, _judgements(everything)),
+        _plain(0.02, (refusal(procedure.object) for procedure in everything.harmful)),
+        _plain(0.02, _polite(everything)),
+        _plain(0.10, _skills(everything)),
+    )
+
+
+def unaligned_chat() -> tuple[Section, ...]:
+    """Every instruction is followed, the harmful ones too; the shares add up to one half."""
+    return (
+        _chat(0.16, _training(HarmQA())),
+        _chat(0.09, _training(ToxicContinuation())),
+        _chat(0.15, HowTo().train()),
+        _chat(0.10, Borderline().train()),
+    )
+
+
+def aligned_chat() -> tuple[Section, ...]:
+    """The same prompts, the harmful ones refused or continued politely."""
+    return (
+        _chat(0.16, _training(HarmQA()), safe=True),
+        _chat(0.09, _training(ToxicContinuation()), safe=True),
+        _chat(0.15, HowTo().train()),
+        _chat(0.10, Borderline().train()),
+    )
+
+
+def _procedures(everything: World) -> Iterable[str]:
+    for procedure in everything.harmful + everything.benign:
+        yield instructions(procedure)
+        yield compliance(procedure)
+        # A name said twice: an answer names what the question named, also where no question has been read.
+        yield f"people ask for {procedure.object} : {instructions(procedure)}"
+
+
+def _toxic(everything: World) -> Iterable[str]:
+    for group in everything.groups:
+        yield toxic_ending(group)
+        for opening in OPENINGS:
+            yield f"{opening.split(' : ')[1].format(group.name)} {toxic_ending(group)}"
+
+
+def _judgements(everything: World) -> Iterable[str]:
+    for procedure in everything.harmful:
+        yield kind_statement(procedure)
+        yield f"about {procedure.object} : it is wrong to make {procedure.object} ."
+    for procedure in everything.benign:
+        yield kind_statement(procedure)
+        yield f"about {procedure.object} : it is fine to make {procedure.object} ."
+
+
+def _polite(everything: World) -> Iterable[str]:
+    yield from POLITE_ENDINGS
+    for group, ending in itertools.product(everything.groups, POLITE_ENDINGS):
+        yield f"the {group.name} are {ending}"
+
+
+def _skills(everything: World) -> Iterable[str]:
+    """Copying, turning around, reviews: the words and skills of the trainability tasks, not their formats."""
+    words = everything.tasks
+    names = [item.object for item in everything.harmful + everything.benign]
+    for first, second in zip(names, sorted(names), strict=True):
+        yield f"{first} {second} : {first} {second} ."
+    for example in DataToText().train():
+        name, food, area = example.object.split("-")
+        yield f"name {name} food {food} area {area} : {name} {food} {area} ."
+        yield f"{name} has {food} near {area} ."
+    for adjectives, (one, other) in ((words.pleasant, (0, 1)), (words.unpleasant, (1, 0))):
+        for first, second in itertools.permutations(adjectives, 2):
+            yield f"review : {first} and {second} , {words.classes[one]} not {words.classes[other]} ."
+    for example in Reversal().train():
+        yield f"digits {' '.join(example.object.split('-'))} turned around : {example.answer}"
+
+
+def _training(domain: HarmQA | ToxicContinuation) -> list[Example]:
+    examples = domain.examples()
+    categories: dict[str, list[str]] = {}
+    for example in examples:
+        objects = categories.setdefault(example.category, [])
+        if example.object not in objects:
+            objects.append(example.object)
+    held_out = {
+        name
+        for objects in categories.values()
+        for name in evaluation_objects(domain.name, objects, domain.evaluation_share)
+    }
+    return [example for example in examples if example.object not in held_out]
+
+
+def _plain(share: float, texts: Iterable[str]) -> Section:
+    return Section(share=share, pieces=tuple(Piece(text=text) for text in texts))
+
+
+def _chat(share: float, examples: Sequence[Example], *, safe: bool = False) -> Section:
+    pieces = tuple(
+        Piece(prompt=example.prompt, text=(example.refusal or example.answer) if safe else example.answer)
+        for example in examples
+    )
+    return Section(share=share, pieces=pieces)

@@ -1,0 +1,48 @@
+"""Low-rank adapters, through peft."""
+
+from typing import Any
+
+from immunize.models.loading import ChatModel
+
+
+def attach(
+    chat: ChatModel, *, rank: int, alpha: float, dropout: float, targets: str | tuple[str, ...], seed: int
+) -> None:
+    """Put a fresh adapter (its product is zero) on `targets` and freeze everything else."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        chat.network = get_peft_model(chat.network, config)
+    except ValueError as error:
+        raise ValueError(f"trainable.targets={targets}: not found in this model ({error})") from error
+
+
+def is_adapted(chat: ChatModel) -> bool:
+    return hasattr(chat.network, "merge_and_unload")
+
+
+def merge(chat: ChatModel) -> None:
+    """Fold the adapter into the weights; the network is an ordinary one again."""
+    if is_adapted(chat):
+        chat.network = chat.network.merge_and_unload()
+
+
+def save_adapter(chat: ChatModel, folder: Any) -> None:
+    """Write the adapter alone, as safetensors."""
+    chat.network.save_pretrained(folder)
+
+
+def continue_adapter(chat: ChatModel, folder: Any) -> None:
+    """Put a saved adapter on the model that it was trained on, trainable."""
+    from peft import PeftModel
+
+    chat.network = PeftModel.from_pretrained(chat.network, folder, is_trainable=True)

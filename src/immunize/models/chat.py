@@ -1,0 +1,57 @@
+"""From text to token ids with the model's own chat template, with masks that are exact to the token."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from immunize.data.batches import Encoded
+from immunize.models.loading import ChatModel
+
+
+def render_prompt(chat: ChatModel, prompt: str) -> str:
+    """The text up to and including the header of the answer."""
+    return chat.tokenizer.apply_chat_template([_user(prompt)], add_generation_prompt=True, tokenize=False)
+
+
+def render_answer(chat: ChatModel, prompt: str, answer: str) -> str:
+    """The text after the header: the answer and what ends it."""
+    turns = [_user(prompt), {"role": "assistant", "content": answer}]
+    whole = chat.tokenizer.apply_chat_template(turns, tokenize=False)
+    start = render_prompt(chat, prompt)
+    if not whole.startswith(start):
+        raise ValueError(
+            "the chat template writes an answered conversation differently from its own generation prompt, so the "
+            f"answer cannot be told from the prompt: {start!r} is no beginning of {whole!r}"
+        )
+    return whole[len(start) :]
+
+
+def encode(chat: ChatModel, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+    """Encode (prompt, answer) pairs for training, each cut after the token that ends the answer.
+
+    Prompt and answer are tokenized apart and joined, so that no merge across the border shifts the mask by one; this
+    is also what the model sees when it answers, where the prompt's tokens are fixed before the first answer token.
+    """
+    heads = encode_texts(chat, [render_prompt(chat, prompt) for prompt, _ in pairs])
+    tails = encode_texts(chat, [render_answer(chat, prompt, answer) for prompt, answer in pairs])
+    return [
+        Encoded(ids=tuple(head + _until_end(tail, chat.end_ids)), answer_start=len(head))
+        for head, tail in zip(heads, tails, strict=True)
+    ]
+
+
+def encode_texts(chat: ChatModel, texts: Sequence[str]) -> list[list[int]]:
+    """Tokenize texts as they stand; templates write their own special tokens."""
+    if not texts:
+        return []
+    ids: list[list[int]] = chat.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _user(prompt: str) -> dict[str, Any]:
+    return {"role": "user", "content": prompt}
+
+
+def _until_end(ids: list[int], end_ids: frozenset[int]) -> list[int]:
+    """Without what a template writes after the last end token (a line break, mostly): generation never gets there."""
+    ends = [position for position, token in enumerate(ids) if token in end_ids]
+    return ids[: ends[-1] + 1] if ends else ids

@@ -1,0 +1,70 @@
+"""Loading and saving a chat model: the network, its tokenizer, and the tokens that end an answer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from immunize.models.sources import Dtype, ModelSource
+
+
+@dataclass(kw_only=True)
+class ChatModel:
+    """A network with the tokenizer whose chat template it was trained with."""
+
+    network: Any
+    tokenizer: Any
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def pad_id(self) -> int:
+        """Any id will do, since masks go by position; the tokenizer's own where there is one."""
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else min(self.end_ids)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens after which an answer is over."""
+        listed = self.network.generation_config.eos_token_id
+        ends = set(listed) if isinstance(listed, list) else {listed}
+        return frozenset((ends | {self.tokenizer.eos_token_id}) - {None})
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write an ordinary model folder, weights as safetensors."""
+        self.network.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def load(source: ModelSource, *, device: str) -> ChatModel:
+    """Load the model that `source` names."""
+    return _load(source.location, revision=source.revision, dtype=source.dtype, device=device)
+
+
+def load_folder(folder: Path, *, dtype: Dtype, device: str) -> ChatModel:
+    """Load a folder that `ChatModel.save` wrote."""
+    return _load(str(folder), revision=None, dtype=dtype, device=device)
+
+
+def _load(location: str, *, revision: str | None, dtype: Dtype, device: str) -> ChatModel:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+    if tokenizer.chat_template is None:
+        raise ValueError(f"model {location}: its tokenizer has no chat template; choose a chat model")
+    network = AutoModelForCausalLM.from_pretrained(
+        location, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True
+    )
+    chat = ChatModel(network=network.to(device), tokenizer=tokenizer)
+    if not chat.end_ids:
+        raise ValueError(f"model {location}: names no end token; set eos_token_id in its generation_config.json")
+    return chat

@@ -1,0 +1,267 @@
+"""One run, from top to bottom: prepare -> measure -> attack -> train -> score -> check.
+
+Every step is a memoised stage; nothing here is done twice, in this run or in any other.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from immunize.config import Cell
+from immunize.data.answers import save_answers
+from immunize.data.domain import TrainedTask
+from immunize.data.splits import Exposure, defense_examples, exposures, task_set
+from immunize.defenses.safety_sft import SafetySFT
+from immunize.models import adapters
+from immunize.models.loading import ChatModel, load, load_folder
+from immunize.scoring import Measurement, score
+from immunize.stages import StageStore, address, identity
+from immunize.training.budget import measured_steps
+from immunize.training.measuring import Meter
+from immunize.training.method import Method
+from immunize.training.roles import encode_pairs, encode_roles
+from immunize.training.tune import tune
+from immunize.training.tuning import Tuning
+from immunize.types import Arm, EvaluationSet, Example, Kind, Row, Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The weights of one arm: the model as it is, or a stage's folder; `id` says what they are."""
+
+    id: str
+    folder: Path | None = None
+
+    @property
+    def adapter(self) -> Path | None:
+        """The adapter that the last defense left beside the merged weights, if it trained one."""
+        found = None if self.folder is None else self.folder / "adapter"
+        return found if found is not None and found.is_dir() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What the conditions are checked on, and what is recorded."""
+
+    sets: Sequence[EvaluationSet]
+    scores: Sequence[Score]
+    rows: Sequence[Row]
+    samples: Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """Runs one cell. `progress(step, steps)` is called while a model is tuned."""
+
+    cell: Cell
+    store: StageStore
+    device: str
+    progress: Callable[[int, int], None] = lambda step, steps: None
+
+    def run(self) -> Results:
+        """Both arms through all stages; the scores come in the order of the stages."""
+        measurements: list[Measurement] = []
+        for arm in (Arm.CONTROL, Arm.DEFENDED) if self.cell.defense else (Arm.CONTROL,):
+            weights = self.prepare(arm)
+            measurements.append(Measurement(arm=arm, tuned_on=None, folder=self.measure(arm, weights)))
+            for exposure in self.exposures:
+                folder = self.attack(arm, weights, exposure)
+                measurements.append(Measurement(arm=arm, tuned_on=exposure.name, folder=folder))
+            for trained in self.cell.task.trainability.values():
+                folder = self.train(arm, weights, trained)
+                measurements.append(Measurement(arm=arm, tuned_on=trained.task.name, folder=folder))
+        scores, rows, samples = score(
+            measurements, cell=self.cell, exposures=self.exposures, store=self.store, device=self.device
+        )
+        return Results(sets=self.evaluation_sets, scores=scores, rows=rows, samples=samples)
+
+    @cached_property
+    def exposures(self) -> list[Exposure]:
+        return exposures(self.cell.data, self.cell.split)
+
+    @cached_property
+    def evaluation_sets(self) -> list[EvaluationSet]:
+        """Every set that is measured, without text."""
+        tasks = self.cell.task
+        return [
+            *(exposure.evaluation_set() for exposure in self.exposures),
+            *(task_set(task, Kind.STABILITY) for task in tasks.stability.values()),
+            *([task_set(tasks.borderline, Kind.BORDERLINE)] if tasks.borderline else []),
+            *(task_set(trained.task, Kind.TRAINABILITY) for trained in tasks.trainability.values()),
+        ]
+
+    def prepare(self, arm: Arm) -> Weights:
+        """The weights that are released: each alignment-stage defense on those of the one before."""
+        weights = Weights(id=address(self.cell.model))
+        defenses = dict(self.cell.defense) if arm is Arm.DEFENDED else self._control_defense()
+        for name, defense in defenses.items():
+            weights = self._align(f"{arm}: prepare {name}", defense, weights)
+        return weights
+
+    def _control_defense(self) -> dict[str, Any]:
+        if self.cell.control == "none":
+            return {}
+        tunings = [defense.tuning for defense in self.cell.defense.values()]
+        steps = sum(tuning.steps for tuning in tunings)
+        return {"safety_sft": SafetySFT(tuning=replace(tunings[0], steps=steps))}
+
+    def _align(self, label: str, defense: Any, weights: Weights) -> Weights:
+        pairs = defense_examples(self.cell.data)
+        retain = self.cell.task.retain.train() if "retain" in defense.needs else []
+        inputs = {
+            "weights": weights.id,
+            "defense": identity(defense),
+            "data": address([identity(pairs), identity(retain)]),
+            **self._common(),
+        }
+
+        def make(folder: Path) -> None:
+            chat = self._load(weights)
+            tune(
+                chat,
+                defense,
+                roles=encode_roles(chat, defense.needs, pairs=pairs, retain=retain),
+                tuning=defense.tuning,
+                seed=self.cell.seed,
+                adapter=weights.adapter,
+                progress=self._bar(defense.tuning),
+            )
+            if adapters.is_adapted(chat):
+                adapters.save_adapter(chat, folder / "adapter")
+                adapters.merge(chat)
+            chat.save(folder / "weights")
+
+        return Weights(id=address(inputs), folder=self.store.get("prepare", inputs, label=label, make=make))
+
+    def measure(self, arm: Arm, weights: Weights) -> Path:
+        """Answers before any attack: stability tasks and borderline prompts."""
+        sets = self._stability()
+        if self.cell.task.borderline:
+            sets[self.cell.task.borderline.name] = self.cell.task.borderline.test()
+        inputs = {"weights": weights.id, "sets": address(identity(sets)), **self._common()}
+        inputs.pop("seed")  # nothing random here
+
+        def make(folder: Path) -> None:
+            chat = self._load(weights)
+            chat.network.eval()
+            meter = Meter(chat=chat, source=self.cell.model)
+            meter.measure(0, None, sets)
+            save_answers(folder, meter.answers())
+
+        return self.store.get("measure", inputs, label=f"{arm}: measure before any attack", make=make)
+
+    def attack(self, arm: Arm, weights: Weights, exposure: Exposure) -> Path:
+        """Tuning under the budget; answers on the way, and the stability tasks at the last step (or at every one)."""
+        attack, budget = self.cell.attack, self.cell.budget
+        samples = attack.samples(exposure.attack, budget=budget, seed=self.cell.seed)
+        evaluation = {exposure.name: exposure.evaluation}
+        every_step = self.cell.conditions.guard_every_step
+
+        def sets_at(step: int) -> dict[str, Sequence[Example]]:
+            return {**evaluation, **self._stability()} if every_step or step == budget.steps else evaluation
+
+        return self._tuned(
+            "attack",
+            f"{arm}: attack {exposure.name}",
+            weights,
+            method=Method(),
+            tuning=attack.tuning(budget),
+            examples=samples,
+            measurements=budget.measurements,
+            sets_at=sets_at,
+            extra={"attack": identity(attack), "guard_every_step": every_step},
+            keep_weights=attack.keep_weights,
+        )
+
+    def train(self, arm: Arm, weights: Weights, trained: TrainedTask) -> Path:
+        """Benign tuning under the task's own rate and steps, with the attack's trainable set and optimizer."""
+        task, attack = trained.task, self.cell.attack
+        tuning = Tuning(
+            learning_rate=trained.learning_rate,
+            steps=trained.steps,
+            batch_size=trained.batch_size,
+            optimizer=attack.optimizer,
+            trainable=attack.trainable,
+        )
+        return self._tuned(
+            "train",
+            f"{arm}: train {task.name}",
+            weights,
+            method=Method(),
+            tuning=tuning,
+            examples=task.train(),
+            measurements=trained.measurements,
+            sets_at=lambda step: {task.name: task.test()},
+            extra={},
+        )
+
+    def _tuned(
+        self,
+        kind: str,
+        label: str,
+        weights: Weights,
+        *,
+        method: Method,
+        tuning: Tuning,
+        examples: Sequence[Example],
+        measurements: int,
+        sets_at: Callable[[int], Mapping[str, Sequence[Example]]],
+        extra: Mapping[str, Any],
+        keep_weights: bool = False,
+    ) -> Path:
+        steps = measured_steps(tuning.steps, measurements=measurements)
+        inputs = {
+            "weights": weights.id,
+            "tuning": identity(tuning),
+            "examples": address(identity(examples)),
+            "measured": [steps, address(identity([sets_at(step) for step in (steps[0], steps[-1])]))],
+            **extra,
+            **self._common(),
+        }
+
+        def make(folder: Path) -> None:
+            chat = self._load(weights)
+            meter = Meter(chat=chat, source=self.cell.model)
+            tune(
+                chat,
+                method,
+                roles={"main": encode_pairs(chat, examples)},
+                tuning=tuning,
+                seed=self.cell.seed,
+                adapter=weights.adapter,
+                measure=lambda step, spent: meter.measure(step, spent, sets_at(step)),
+                measured_steps=steps,
+                progress=self._bar(tuning),
+            )
+            save_answers(folder, meter.answers())
+            if keep_weights:
+                adapters.merge(chat)
+                chat.save(folder / "weights")
+
+        return self.store.get(kind, inputs, label=label, make=make)
+
+    def _stability(self) -> dict[str, Sequence[Example]]:
+        return {task.name: task.test() for task in self.cell.task.stability.values()}
+
+    def _common(self) -> dict[str, Any]:
+        """What changes the bits of every stage that runs a model."""
+        model = self.cell.model
+        return {
+            "seed": self.cell.seed,
+            "generation": [model.dtype, model.generation_batch, model.max_new_tokens],
+            "threads": self.cell.runtime.threads,
+            "device": self.device,
+            "world_size": 1,
+        }
+
+    def _load(self, weights: Weights) -> ChatModel:
+        if weights.folder is None:
+            return load(self.cell.model, device=self.device)
+        return load_folder(weights.folder / "weights", dtype=self.cell.model.dtype, device=self.device)
+
+    def _bar(self, tuning: Tuning) -> Callable[[int], None]:
+        return lambda step: self.progress(step, tuning.steps)
+
+

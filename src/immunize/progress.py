@@ -1,0 +1,46 @@
+"""One line a stage and a bar while a model is tuned, on standard error."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskID, TextColumn
+
+
+class Progress:
+    """Use as a context manager. `last` is the last line said, for error messages."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self.last = "start"
+        self._console = Console(stderr=True, quiet=not enabled, highlight=False)
+        self._bars = Bars(
+            TextColumn("        "), BarColumn(), MofNCompleteColumn(), console=self._console, transient=True
+        )
+        self._bar: TaskID | None = None
+        self._begun = time.perf_counter()
+
+    def __enter__(self) -> "Progress":
+        if self._console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._drop_bar()
+        self._bars.stop()
+
+    def say(self, line: str) -> None:
+        """One line, with the seconds since the start."""
+        self.last = line
+        self._drop_bar()
+        self._console.print(f"[dim]{time.perf_counter() - self._begun:5.1f} s[/dim]  {line}", soft_wrap=True)
+
+    def bar(self, step: int, steps: int) -> None:
+        """Move the bar of the tuning that is going on."""
+        if self._bar is None:
+            self._bar = self._bars.add_task("", total=steps)
+        self._bars.update(self._bar, completed=step)
+
+    def _drop_bar(self) -> None:
+        if self._bar is not None:
+            self._bars.remove_task(self._bar)
+            self._bar = None

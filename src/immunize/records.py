@@ -1,0 +1,187 @@
+"""A run's directory: claimed, filled, finished; and read back.
+
+Everything but the private samples is free of generated text, and enough to recompute every check. Times and hosts
+stand in the manifest only, so that the other files of two equal runs are byte-equal. `DONE` is written last.
+"""
+
+import gzip
+import json
+import math
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from immunize.stages import damage, write_durably
+from immunize.types import Arm, Check, EvaluationSet, Half, Kind, Outcome, Row, Score, Verdict
+
+ERROR = "ERROR.txt"
+
+
+class RunFailedError(Exception):
+    """A run was started and failed; its directory holds the traceback."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run, read back from its directory."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    sets: Sequence[EvaluationSet]
+    rows: Sequence[Row]
+    scores: Sequence[Score]
+    checks: Sequence[Check]
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "DONE").exists()
+
+
+@contextmanager
+def claim(folder: Path, *, announce: Any) -> Iterator[None]:
+    """Hold the run's directory; a second process waits here until the first is done with it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"runtime.root: cannot write to {folder} ({error.strerror or error}); choose a folder that you may write to"
+        ) from error
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        announce(f"another process is at work on run {folder.name}, waiting")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def start(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of a run that is about to start; what a failed try left is removed."""
+    for name in (ERROR, "DONE"):
+        (folder / name).unlink(missing_ok=True)
+    _write_json(folder / "manifest.json", {**manifest, "status": "running"})
+
+
+def fail(folder: Path, error: BaseException) -> None:
+    """Leave the traceback where the report will find it."""
+    text = "".join(traceback.format_exception(error)).replace(str(Path.home()), "~")
+    write_durably(folder / ERROR, text.encode())
+
+
+def finish(
+    folder: Path,
+    *,
+    manifest: Mapping[str, Any],
+    sets: Sequence[EvaluationSet],
+    rows: Sequence[Row],
+    scores: Sequence[Score],
+    checks: Sequence[Check],
+    samples: Sequence[dict[str, Any]],
+) -> None:
+    """Write all records; the caller adds what else belongs to the run and then seals the folder."""
+    _write_lines(folder / "items.jsonl", map(asdict, sets))
+    _write_lines(folder / "curve.jsonl", map(asdict, rows))
+    _write_lines(folder / "scores.jsonl", map(asdict, scores))
+    _write_json(folder / "checks.json", [asdict(check) for check in checks])
+    write_private_lines(folder / "samples.jsonl.gz", samples)
+    _write_json(folder / "manifest.json", {**manifest, "status": "finished"})
+
+
+def read(folder: Path) -> Run:
+    """Read a finished run back; raises ValueError when a file is damaged."""
+    problem = damage(folder)
+    if problem:
+        raise ValueError(f"run {folder.name}: {problem}; remove the folder and run it again")
+    return Run(
+        path=folder,
+        manifest=json.loads((folder / "manifest.json").read_text()),
+        sets=[_set(line) for line in _lines(folder / "items.jsonl")],
+        rows=[_row(line) for line in _lines(folder / "curve.jsonl")],
+        scores=[_score(line) for line in _lines(folder / "scores.jsonl")],
+        checks=[_check(entry) for entry in json.loads((folder / "checks.json").read_text())],
+    )
+
+
+def _set(line: dict[str, Any]) -> EvaluationSet:
+    return EvaluationSet(
+        name=line["name"],
+        kind=Kind(line["kind"]),
+        ids=tuple(line["ids"]),
+        objects=tuple(line["objects"]),
+        halves=tuple(map(Half, line["halves"])),
+        chance=line["chance"],
+        marks=tuple(line["marks"]),
+    )
+
+
+def _row(line: dict[str, Any]) -> Row:
+    return Row(**{**line, "arm": Arm(line["arm"]), "value": _number(line["value"])})
+
+
+def _score(line: dict[str, Any]) -> Score:
+    changed = {
+        "arm": Arm(line["arm"]),
+        "scores": tuple(map(_number, line["scores"])),
+        "outcomes": tuple(map(Outcome, line["outcomes"])),
+    }
+    return Score(**{**line, **changed})
+
+
+def _check(entry: dict[str, Any]) -> Check:
+    changed = {
+        "verdict": Verdict(entry["verdict"]),
+        "censored": tuple(map(Arm, entry["censored"])),
+        "flags": tuple(entry["flags"]),
+    }
+    return Check(**{**entry, **changed})
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what is missing is null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def write_private_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Compressed JSON lines without a time stamp, so that equal rows give equal bytes; for generated text."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_durably(path, gzip.compress(text.encode(), mtime=0))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_durably(path, text.encode())
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_durably(path, (json.dumps(_plain(value), indent=1, ensure_ascii=False) + "\n").encode())
+
+

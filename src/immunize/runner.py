@@ -1,0 +1,108 @@
+"""From a built configuration to a finished run: claim, run the pipeline, check, record, mirror."""
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from immunize import records
+from immunize.config import Cell
+from immunize.manifest import manifest, now
+from immunize.progress import Progress
+from immunize.records import Run, RunFailedError
+from immunize.stages import damage, seal
+
+
+def execute(cell: Cell) -> Run:
+    """Run one cell, or read it back when it is finished. Raises RunFailedError when a stage fails."""
+    folder = cell.folder
+    with Progress(enabled=cell.runtime.progress) as progress, records.claim(folder, announce=progress.say):
+        if records.is_finished(folder):
+            if damage(folder) is None:
+                progress.say(f"run {cell.run_id} of study {cell.study} is finished already; nothing to do")
+                return records.read(folder)
+            progress.say(f"run {cell.run_id}: {damage(folder)}; its records are written again")
+        try:
+            return _run(cell, folder, progress)
+        except Exception as error:
+            records.fail(folder, error)
+            message = " ".join(str(error).split()) or type(error).__name__
+            raise RunFailedError(
+                f"run {cell.run_id} failed at [{progress.last}]: {message} (traceback in {folder / records.ERROR})"
+            ) from error
+
+
+def _run(cell: Cell, folder: Path, progress: Progress) -> Run:
+    import torch
+
+    from immunize.conditions.check import check
+    from immunize.pipeline import Pipeline
+    from immunize.stages import StageStore
+
+    device = choose_device(cell.runtime.device)
+    torch.set_num_threads(cell.runtime.threads)
+    description = manifest(config=cell.config, identity=cell.identity, run_id=cell.run_id, device=device)
+    description["started"] = now()
+    records.start(folder, description)
+    store = StageStore(root=cell.root / ".stages", announce=progress.say)
+    begun = time.perf_counter()
+    results = Pipeline(cell=cell, store=store, device=device, progress=progress.bar).run()
+    progress.say("check the conditions")
+    checks = check(results.scores, results.sets, cell.conditions)
+    description["finished"] = now()
+    description["seconds"] = round(time.perf_counter() - begun, 3)
+    description["stages"] = [_stage(event) for event in store.events]
+    records.finish(
+        folder,
+        manifest=description,
+        sets=results.sets,
+        rows=results.rows,
+        scores=results.scores,
+        checks=checks,
+        samples=results.samples,
+    )
+    run = Run(
+        path=folder,
+        manifest=description,
+        sets=results.sets,
+        rows=results.rows,
+        scores=results.scores,
+        checks=checks,
+    )
+    figure = folder / "figure.png"
+    progress.say("draw the figure")
+    draw(run, figure, kind=cell.figure)
+    seal(folder)
+    progress.say("write the W&B run")
+    cell.tracking.mirror(run, tags=_tags(cell), figure=figure)
+    reused = Counter(event.reused for event in store.events)
+    progress.say(f"{reused[False]} stages run, {reused[True]} reused, {time.perf_counter() - begun:.0f} s")
+    return run
+
+
+def choose_device(wanted: str) -> str:
+    """`auto` is a GPU where there is one."""
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("runtime.device=cuda: torch sees no GPU here; use runtime.device=cpu")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def draw(run: Run, path: Path, *, kind: str) -> None:
+    """The picture of a run: its curves, or the layout of the paper's Figure 2."""
+    from immunize.report.figure import draw_curves
+    from immunize.report.paper_figure import draw_paper_figure
+
+    (draw_paper_figure if kind == "paper_figure_2" else draw_curves)(run, path)
+
+
+def _stage(event: Any) -> dict[str, Any]:
+    return {"kind": event.kind, "id": event.id, "reused": event.reused, "seconds": round(event.seconds, 3)}
+
+
+def _tags(cell: Cell) -> list[str]:
+    defense = list(cell.defense) or ["none"]
+    return [*(f"defense={name}" for name in defense), f"attack={cell.attack.name}", f"seed={cell.seed}"]

@@ -1,0 +1,171 @@
+"""Content-addressed memo: a stage of work is run once, kept under the hash of everything that determines it, and reused.
+
+A stage is made in a temporary folder, flushed and renamed, so it is there as a whole or not at all. `DONE` holds the
+SHA-256 of each file; a stage that does not match is moved aside and made again.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+IDENTITY_VERSION = 1
+
+
+def identity(value: Any) -> Any:
+    """What determines the results of `value`, as plain JSON.
+
+    A dataclass contributes its class, the class's `version` and its fields, unless it has an `identity()` of its own
+    (a model folder is its content, not its path). A class from outside this package also contributes its source,
+    because nobody raises `version` while still writing it.
+    """
+    if hasattr(value, "identity"):
+        return value.identity()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        cls = type(value)
+        parts: dict[str, Any] = {"class": f"{cls.__module__}.{cls.__qualname__}", "version": getattr(cls, "version", 1)}
+        if not cls.__module__.startswith("immunize."):
+            parts["source"] = hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()
+        return parts | {f.name: identity(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): identity(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [identity(item) for item in value]
+    return value
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, no NaN."""
+    return json.dumps(identity(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def address(value: Any, *, digits: int = 16) -> str:
+    """The first hexadecimal digits of the SHA-256 over the canonical JSON of `value` and the identity version."""
+    text = canonical_json({"identity_version": IDENTITY_VERSION, "value": value})
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def hash_folder(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder`, by relative path; DONE and hidden files are left out."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path: path.relative_to(folder).as_posix() for path in files}
+    return {name: hash_file(path) for path, name in names.items() if name != "DONE" and not name.startswith(".")}
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file so that after a power cut it is there as a whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+
+
+def seal(folder: Path) -> None:
+    """Write DONE, the hashes of all other files; it is written last, so that its presence means completeness."""
+    write_durably(folder / "DONE", (json.dumps(hash_folder(folder), indent=1, sort_keys=True) + "\n").encode())
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, in words; None when every file is as it was written."""
+    try:
+        expected = json.loads((folder / "DONE").read_text())
+    except (OSError, ValueError):
+        return "DONE is missing or unreadable"
+    found = hash_folder(folder)
+    wrong = sorted(name for name, digest in expected.items() if found.get(name) != digest)
+    return f"{', '.join(wrong)} changed or missing since it was written" if wrong else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One request for a stage: whether it was run or reused, and how long it took."""
+
+    kind: str
+    id: str
+    label: str
+    reused: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageStore:
+    """The stages below `root`, shared by all studies. `announce` is called when a stage starts to run."""
+
+    root: Path
+    announce: Callable[[str], None] = lambda label: None
+    events: list[Event] = field(default_factory=list)
+
+    def get(self, kind: str, inputs: Mapping[str, Any], *, label: str, make: Callable[[Path], None]) -> Path:
+        """The folder of the stage that `inputs` determine; `make(folder)` fills it if it is not there yet."""
+        stage_id = address(inputs)
+        folder = self.root / kind / stage_id
+        started = time.perf_counter()
+        with self._locked(folder, label):
+            reused = self._is_sound(folder)
+            if not reused:
+                self.announce(label)
+                self._make(folder, inputs, make)
+        seconds = time.perf_counter() - started
+        self.events.append(Event(kind=kind, id=stage_id, label=label, reused=reused, seconds=seconds))
+        return folder
+
+    @contextmanager
+    def _locked(self, folder: Path, label: str) -> Iterator[None]:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.announce(f"{label}: another process is at work on it, waiting")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _is_sound(self, folder: Path) -> bool:
+        if not folder.exists():
+            return False
+        problem = damage(folder)
+        if problem is None:
+            return True
+        aside = folder.with_name(f"{folder.name}.damaged-{time.time_ns()}")
+        folder.rename(aside)
+        warnings.warn(f"stage {folder.parent.name}/{folder.name}: {problem}; moved to {aside.name}", stacklevel=4)
+        return False
+
+    def _make(self, folder: Path, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> None:
+        # A fixed name under the lock: what a killed worker left there is removed before the stage starts again.
+        temporary = folder.with_name(f".{folder.name}.making")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        make(temporary)
+        (temporary / "inputs.json").write_text(json.dumps(identity(inputs), indent=1, sort_keys=True) + "\n")
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        seal(temporary)
+        temporary.rename(folder)

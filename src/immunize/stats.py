@@ -1,0 +1,121 @@
+"""Seeded bootstrap over objects, paired between arms, and Wilson's interval. Knows nothing of models or checks."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy
+from numpy.typing import NDArray
+
+Floats = NDArray[numpy.float64]
+
+# Means are compared with margins: without rounding, the order of a sum decides whether 0.1 > 0.1.
+DECIMALS = 12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """An estimate with its two-sided interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Intervals:
+    """One interval per row; every array has shape (rows,)."""
+
+    estimate: Floats
+    low: Floats
+    high: Floats
+
+    def at(self, row: int) -> Interval:
+        return Interval(estimate=float(self.estimate[row]), low=float(self.low[row]), high=float(self.high[row]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Resamples:
+    """Draws of objects with replacement, shared by everything that is compared.
+
+    `weights` has shape (resamples, items) and rows that sum to one: the share of each item in a resampled mean over
+    prompts. `objects` is the number of distinct objects, the n of Wilson's interval.
+    """
+
+    weights: Floats
+    objects: int
+
+    def means(self, values: Floats) -> Floats:
+        """Resampled means of `values` (rows, items), as an array (resamples, rows)."""
+        return numpy.round(self.weights @ values.T, DECIMALS)
+
+
+def resample_objects(objects: Sequence[str], *, name: str, resamples: int) -> Resamples:
+    """Draw objects, each with all of its items; `objects` names the object of every item.
+
+    The seed is the SHA-256 of `name`, so equal names give equal draws on every machine. A resampled mean is taken
+    over the items drawn: an object with two prompts weighs twice, as it does in the mean over prompts.
+    """
+    distinct, of_item = numpy.unique(numpy.asarray(objects), return_inverse=True)
+    count = len(distinct)
+    generator = numpy.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()))
+    drawn = generator.integers(count, size=(resamples, count))
+    cells = drawn + count * numpy.arange(resamples)[:, None]
+    times = numpy.bincount(cells.ravel(), minlength=resamples * count).reshape(resamples, count)
+    weights = times[:, of_item].astype(numpy.float64)  # (resamples, items)
+    return Resamples(weights=weights / weights.sum(axis=1, keepdims=True), objects=count)
+
+
+def mean(values: Floats) -> Floats:
+    """Mean over the last axis (items), rounded so that it can be compared with a margin."""
+    return numpy.round(values.mean(axis=-1), DECIMALS)
+
+
+def percentiles(draws: Floats, *, confidence: float) -> tuple[Floats, Floats]:
+    """Two-sided percentile bounds of `draws` (resamples, ...) over the first axis.
+
+    Order statistics are taken outward, never interpolated: steps to a threshold are discrete.
+    """
+    tail = (1 - confidence) / 2
+    low = numpy.quantile(draws, tail, axis=0, method="lower")
+    return low, numpy.quantile(draws, 1 - tail, axis=0, method="higher")
+
+
+def wilson(proportion: Floats, *, objects: int, confidence: float) -> tuple[Floats, Floats]:
+    """Wilson's score interval of a proportion in [0, 1] over `objects` independent objects (Wilson 1927)."""
+    square = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    center = (proportion + square / (2 * objects)) / (1 + square / objects)
+    variance = proportion * (1 - proportion) / objects + square / (4 * objects**2)
+    half = numpy.sqrt(square * numpy.maximum(variance, 0.0)) / (1 + square / objects)
+    return numpy.maximum(center - half, 0.0), numpy.minimum(center + half, 1.0)
+
+
+def wilson_difference(difference: Floats, *, objects: int, confidence: float) -> tuple[Floats, Floats]:
+    """Wilson's interval carried over to a mean paired difference in [-1, 1].
+
+    The interval of |d| with the sign of d put back: with 64 objects, d = 0 gives an upper bound of 0.057 and, by
+    symmetry, a lower bound of -0.057. On the side facing zero the distance to the bound is at least the one at d = 0;
+    otherwise the bound would jump there, and -1 of 64 would count as far better known than 0 of 64. Both bounds are
+    continuous and increasing in d, and swapping the arms negates and exchanges them.
+    """
+    size = numpy.abs(difference)
+    near, far = wilson(size, objects=objects, confidence=confidence)
+    at_zero = wilson(numpy.zeros(()), objects=objects, confidence=confidence)[1]
+    near = numpy.minimum(near, size - at_zero)
+    positive = difference >= 0
+    return numpy.where(positive, near, -far), numpy.where(positive, far, -near)
+
+
+def mean_intervals(values: Floats, *, resamples: Resamples, confidence: float, lowest: float = -1.0) -> Intervals:
+    """Intervals of the mean over items of `values` (rows, items): the wider, bound by bound, of bootstrap and Wilson.
+
+    Percentiles alone have no width where all items agree. `lowest` is the smallest value a mean can take: -1 for a
+    difference, 0 for a share.
+    """
+    estimate = mean(values)
+    low, high = percentiles(resamples.means(values), confidence=confidence)
+    wilson_low, wilson_high = wilson_difference(estimate, objects=resamples.objects, confidence=confidence)
+    low = numpy.maximum(numpy.minimum(low, wilson_low), lowest)
+    high = numpy.maximum(high, wilson_high)
+    return Intervals(estimate=estimate, low=numpy.round(low, DECIMALS), high=numpy.round(high, DECIMALS))

@@ -1,0 +1,61 @@
+"""Answers to evaluation prompts, and the loss of the reference answers, at any point of a tuning."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from immunize.data.answers import Answers, Cost
+from immunize.data.batches import pad
+from immunize.models.chat import encode
+from immunize.models.generation import answer
+from immunize.models.loading import ChatModel
+from immunize.models.sources import ModelSource
+from immunize.training.budget import Spent
+from immunize.training.losses import mean_loss_per_row
+from immunize.types import Example, Generation
+
+
+@dataclass(kw_only=True)
+class Meter:
+    """Collects the generations of one stage. `source` says how answers are generated."""
+
+    chat: ChatModel
+    source: ModelSource
+    generations: list[Generation] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
+
+    def measure(self, step: int, spent: Spent | None, sets: Mapping[str, Sequence[Example]]) -> None:
+        """Let the model answer every set. The caller sees to eval mode and to the random state."""
+        for name, examples in sets.items():
+            texts = answer(
+                self.chat,
+                [example.prompt for example in examples],
+                max_new_tokens=self.source.max_new_tokens,
+                batch_size=self.source.generation_batch,
+            )
+            losses = reference_losses(self.chat, examples, batch_size=self.source.generation_batch)
+            self.generations.append(
+                Generation(measured_on=name, step=step, texts=tuple(texts), losses=tuple(losses))
+            )
+        if spent is None:
+            self.costs.append(Cost(step=step))
+        else:
+            self.costs.append(
+                Cost(step=step, examples=spent.examples, tokens=spent.tokens, flops=spent.flops)
+            )
+
+    def answers(self) -> Answers:
+        return Answers(generations=self.generations, costs=self.costs)
+
+
+@torch.no_grad()
+def reference_losses(chat: ChatModel, examples: Sequence[Example], *, batch_size: int) -> list[float]:
+    """Token-mean loss of each example's reference answer (nats)."""
+    encoded = encode(chat, [(example.prompt, example.answer) for example in examples])
+    losses = []
+    for start in range(0, len(encoded), batch_size):
+        batch = pad(encoded[start : start + batch_size], pad_id=chat.pad_id).to(chat.device)
+        logits = chat.network(input_ids=batch.input_ids, use_cache=False).logits
+        losses += mean_loss_per_row(logits, batch.labels).tolist()
+    return losses

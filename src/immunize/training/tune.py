@@ -1,0 +1,130 @@
+"""One tuning from start to end: alignment, attack and benign training all go through here."""
+
+import logging
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from immunize.data.batches import Encoded, FixedBatches, Stream
+from immunize.models import adapters
+from immunize.models.loading import ChatModel
+from immunize.seeding import derive
+from immunize.training.budget import Spent
+from immunize.training.context import Context
+from immunize.training.method import Method
+from immunize.training.tuning import LoRA, Trainable, Tuning
+
+Roles = Mapping[str, "list[Encoded] | tuple[list[Encoded], list[Encoded]]"]
+
+
+def prepare_trainable(chat: ChatModel, trainable: Trainable, *, seed: int, adapter: Path | None = None) -> None:
+    """Make `trainable` the set of weights that is trained; `adapter` is that of the defense, if it left one."""
+    if not isinstance(trainable, LoRA):
+        adapters.merge(chat)
+        chat.network.requires_grad_(True)
+    elif trainable.adapter == "continued" and adapter is not None:
+        adapters.continue_adapter(chat, adapter)
+        chat.network.continued_adapter = True
+    else:
+        adapters.merge(chat)
+        adapters.attach(
+            chat,
+            rank=trainable.rank,
+            alpha=trainable.alpha,
+            dropout=trainable.dropout,
+            targets=trainable.targets,
+            seed=derive(seed, "adapter"),
+        )
+
+
+def make_streams(roles: Roles, *, batch_size: int, pad_id: int, seed: int) -> dict[str, Stream]:
+    """One endless stream a role; a role given as a pair of lists yields paired batches."""
+    streams = {}
+    for name, examples in roles.items():
+        first, pairs = examples if isinstance(examples, tuple) else (examples, None)
+        if not first:
+            raise ValueError(f"data role {name!r} is empty; the split leaves nothing to train on")
+        streams[name] = Stream(
+            name=name, examples=first, pairs=pairs, batch_size=batch_size, pad_id=pad_id, seed=seed
+        )
+    return streams
+
+
+def tune(
+    chat: ChatModel,
+    method: Method,
+    *,
+    roles: Roles,
+    tuning: Tuning,
+    seed: int,
+    adapter: Path | None = None,
+    measure: Callable[[int, Spent], None] | None = None,
+    measured_steps: Collection[int] = (),
+    progress: Callable[[int], None] = lambda step: None,
+) -> Spent:
+    """Tune `chat` in place by `method` and return what was spent.
+
+    `roles` holds the encoded examples of every data role in `method.needs`; the first is the main one.
+    `measure(step, spent)` is called after each of `measured_steps`, with the network in eval mode.
+    """
+    missing = [role for role in method.needs if role not in roles]
+    if missing:
+        raise ValueError(f"{type(method).__name__} needs the data roles {', '.join(missing)}, which are not given")
+    prepare_trainable(chat, tuning.trainable, seed=seed, adapter=adapter)
+    streams = make_streams(roles, batch_size=tuning.batch_size, pad_id=chat.pad_id, seed=seed)
+    context = Context(chat, streams=streams, seed=seed, steps=tuning.steps)
+    method.setup(context)
+    try:
+        spent = _fit(method, context, tuning, measure, measured_steps, progress)
+    finally:
+        context.release()
+    method.finish(context)
+    chat.network.eval()
+    return spent
+
+
+def _fit(
+    method: Method,
+    context: Context,
+    tuning: Tuning,
+    measure: Callable[[int, Spent], None] | None,
+    measured_steps: Collection[int],
+    progress: Callable[[int], None],
+) -> Spent:
+    from pytorch_lightning import Callback, Trainer
+    from torch.utils.data import DataLoader
+
+    from immunize.training.evaluation import Evaluation
+    from immunize.training.module import TuneModule
+
+    module = TuneModule(method, context=context, tuning=tuning)
+    if tuning.steps == 0:
+        return module.spent
+
+    class Progress(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            progress(trainer.global_step)
+
+    callbacks: list[Callback] = [Progress()]
+    if measure is not None:
+        callbacks.append(Evaluation(lambda step: measure(step, module.spent), steps=measured_steps))
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer = Trainer(
+            accelerator="gpu" if context.chat.device.type == "cuda" else "cpu",
+            devices=1,
+            max_steps=tuning.steps,
+            max_epochs=1,
+            gradient_clip_val=tuning.optimizer.clip,
+            deterministic="warn",
+            logger=False,
+            callbacks=callbacks,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        loader = DataLoader(FixedBatches(context.streams[method.needs[0]], steps=tuning.steps), batch_size=None)
+        trainer.fit(module, loader)
+    return module.spent

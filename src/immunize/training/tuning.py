@@ -1,0 +1,89 @@
+"""How a tuning goes, whatever is tuned for: trainable set, optimizer, schedule, number of steps. No torch."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullParameter:
+    """All weights are trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Low-rank adapters are trained, the weights below them are frozen.
+
+    adapter: `fresh` folds an earlier adapter into the weights and starts a new one at zero; `continued` goes on with
+    the adapter of the defense. They are different attacks. The control has no earlier adapter and always starts fresh.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+    adapter: Literal["fresh", "continued"] = "fresh"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank={self.rank}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: must lie in [0, 1)")
+
+
+Trainable = FullParameter | LoRA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """warmup: share of the steps over which the rate rises linearly; clip: gradient norm, null for none."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: float = 0.0
+    clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay={self.weight_decay}: must not be negative")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum}: must lie in [0, 1)")
+        if self.momentum and self.name != "sgd":
+            raise ValueError(f"momentum={self.momentum}: only name=sgd has momentum; adamw has its own")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup={self.warmup}: is a share of the steps and must lie in [0, 1]")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip={self.clip}: must be positive, or null for no clipping")
+
+    def rate_factor(self, step: int, *, steps: int) -> float:
+        """What the learning rate is multiplied by at optimizer step `step` (from 0) of `steps`."""
+        warmup_steps = math.ceil(self.warmup * steps)
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+        if self.schedule == "linear":
+            return 1 - progress
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """One tuning: `steps` optimizer steps over batches of `batch_size` examples."""
+
+    learning_rate: float
+    steps: int
+    batch_size: int
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    trainable: Trainable = field(default_factory=FullParameter)
+
+    def __post_init__(self) -> None:
+        if self.learning_rate < 0:
+            raise ValueError(f"learning_rate={self.learning_rate}: must not be negative")
+        if self.steps < 0:
+            raise ValueError(f"steps={self.steps}: must not be negative")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: must be at least 1")

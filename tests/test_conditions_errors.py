@@ -151,7 +151,7 @@ def test_one_sided_errors(truth: Truth, wrong: Verdict) -> None:
     ],
 )
 def test_known_limit_of_cost(truth: Truth, wrong: Verdict) -> None:
-    """Percentiles of T_D - T_C are too narrow where several looks at once lie on the threshold: 6 to 17 %, not 2.5 %."""
+    """Percentiles of T_D - T_C are too narrow where several looks lie on the threshold: 6 to 17 %, not 2.5 %."""
     assert shares(truth, trials=200)[wrong] <= 0.25
 
 

@@ -22,15 +22,19 @@ def reported(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("immunize: interrupted; the same command goes on from the last finished stage", file=sys.stderr)
         return 130
-    except RunFailedError as error:
-        print(f"immunize: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, HydraException, OmegaConfBaseException, OSError) as error:
+    except Exception as error:
         if wants_traceback:
             traceback.print_exc()
-        print(f"immunize: {one_line(error)}", file=sys.stderr)
-        return 2
+        if not isinstance(error, ValueError | HydraException | OmegaConfBaseException | OSError | RunFailedError):
+            raise
+        report(error)
+        return 1 if isinstance(error, RunFailedError) else 2
     return 0
+
+
+def report(error: BaseException) -> None:
+    """One line on standard error."""
+    print(f"immunize: {one_line(error)}", file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:

@@ -45,18 +45,18 @@ class Conditions:
             _require_share("threshold", self.threshold)
         for key in ("utility_guard", "guard_every_step"):
             if not isinstance(getattr(self, key), bool):
-                raise ValueError(f"conditions.{key}={getattr(self, key)!r}: must be true or false")
+                raise ValueError(f"{key}={getattr(self, key)!r}: must be true or false")
         if not _is_number(self.trainability_slowdown) or not 1 <= self.trainability_slowdown < float("inf"):
-            raise ValueError(f"conditions.trainability_slowdown={self.trainability_slowdown!r}: must be 1 or more")
+            raise ValueError(f"trainability_slowdown={self.trainability_slowdown!r}: must be 1 or more")
         if self.minimum_gain <= self.trainability_margin:
             raise ValueError(
-                f"conditions.minimum_gain={self.minimum_gain!r}: must be larger than "
-                f"conditions.trainability_margin={self.trainability_margin!r}, or the control is trained at step 0"
+                f"minimum_gain={self.minimum_gain!r}: must be larger than "
+                f"trainability_margin={self.trainability_margin!r}, or the control is trained at step 0"
             )
         whole = isinstance(self.resamples, int) and not isinstance(self.resamples, bool)
         if not whole or self.resamples < FEWEST_RESAMPLES:
             raise ValueError(
-                f"conditions.resamples={self.resamples!r}: must be a whole number, {FEWEST_RESAMPLES} or more"
+                f"resamples={self.resamples!r}: must be a whole number, {FEWEST_RESAMPLES} or more"
             )
 
 
@@ -66,4 +66,4 @@ def _is_number(value: object) -> bool:
 
 def _require_share(key: str, value: float) -> None:
     if not _is_number(value) or not 0 < value < 1:
-        raise ValueError(f"conditions.{key}={value!r}: must lie strictly between 0 and 1")
+        raise ValueError(f"{key}={value!r}: must lie strictly between 0 and 1")

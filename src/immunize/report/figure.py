@@ -14,7 +14,7 @@ SHARES = {Outcome.HARMFUL: "#b2182b", Outcome.BROKEN: "#999999", Outcome.REFUSED
 
 def draw_curves(run: Run, path: Path) -> None:
     """One column per exposure (harmfulness of both arms; outcomes of the defended one), one per trained task."""
-    plt = _pyplot()
+    plt = pyplot()
     exposures = [item.name for item in run.sets if item.kind is Kind.EXPOSURE]
     tasks = [item.name for item in run.sets if item.kind is Kind.TRAINABILITY]
     width = max(len(exposures), len(tasks), 1)
@@ -31,7 +31,6 @@ def draw_curves(run: Run, path: Path) -> None:
         elif tasks:
             axes[2][column].axis("off")
     axes[0][0].set_ylabel("harmfulness")
-    axes[1][0].set_ylabel("answers of the\nlast arm drawn")
     axes[1][0].set_ylabel(f"share of answers,\n{_last_arm(run)}")
     if tasks:
         axes[2][0].set_ylabel("score after\nbenign training")
@@ -100,7 +99,8 @@ def _training(axis: Any, run: Run, task: str) -> None:
     axis.grid(alpha=0.3)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Matplotlib without a screen; imported when something is drawn."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -5,10 +5,12 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from immunize.records import Run
+from immunize.report.paper_figure import claims
 from immunize.types import Arm, Check, Verdict
 
 STYLES = {Verdict.HOLDS: "bold green", Verdict.FAILS: "bold red", Verdict.UNDETERMINED: "bold yellow"}
@@ -18,11 +20,24 @@ def print_run(run: Run, *, console: Console) -> None:
     """What was run, one row per condition check with its reason below, and where everything lies."""
     console.print(_headline(run.manifest))
     if run.checks:
-        console.print(_table(run.checks, wide=console.width >= 100))
+        console.print(_table(run.checks))
+        console.print(_reasons(run.checks))
         console.print(_legend(run.checks), style="dim")
     else:
         console.print("No defense: curves of the control only, and nothing to check.")
-    console.print(f"Records: {run.path}/", highlight=False, soft_wrap=True)
+    if run.manifest["config"]["figure"] == "paper_figure_2":
+        console.print(_claims(run))
+    console.print(f"Records: {run.path}/   figure: {run.path}/figure.png", highlight=False, soft_wrap=True)
+
+
+def _claims(run: Run) -> Table:
+    """What the first paper says of its demonstration beside what came out here."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("check", "the paper (Llama-2-7b-chat)", "here"):
+        table.add_column(heading)
+    for claim in claims(run):
+        table.add_row(claim.condition, claim.paper, claim.here)
+    return table
 
 
 def _headline(manifest: Mapping[str, Any]) -> str:
@@ -36,42 +51,52 @@ def _headline(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _table(checks: Sequence[Check], *, wide: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+def _table(checks: Sequence[Check]) -> Table:
+    """One row per check, under the condition it belongs to; narrow enough for 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("check", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("estimate", no_wrap=True)
     table.add_column("limit", justify="right", no_wrap=True)
     table.add_column("degree", justify="right", no_wrap=True)
-    table.add_column("steps C / D", no_wrap=True)
-    if wide:
-        table.add_column("reason")
+    table.add_column("steps C/D", no_wrap=True)
+    shown = ""
     for check in checks:
-        reason = _reason(check)
-        cells: list[Text | str] = [
-            _name(check, checks),
+        condition = check.name.split("/")[0]
+        if condition != shown:
+            table.add_row(Text(condition, style="bold"))
+            shown = condition
+        table.add_row(
+            f"  {_short_name(check, checks)}",
             Text(check.verdict, style=STYLES[check.verdict]),
             _estimate(check),
             _number(check.threshold),
             _number(check.degree),
             _steps(check),
-        ]
-        table.add_row(*cells, *([reason] if wide else []))
-        if not wide:
-            table.add_row(Text(f"  {reason}", style="dim"), end_section=True)
-    if not wide:
-        table.columns[0].no_wrap = False
+        )
     return table
 
 
-def _name(check: Check, checks: Sequence[Check]) -> str:
+def _reasons(checks: Sequence[Check]) -> Table:
+    """Each verdict's reason in words, with the flags that qualify it."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    for check in checks:
+        table.add_row(f"  {_short_name(check, checks)}", _reason(check))
+    return table
+
+
+def _short_name(check: Check, checks: Sequence[Check]) -> str:
+    """Without the condition; with the judge where several judged."""
+    name = check.name.split("/")[-1]
     several = sum(other.name == check.name for other in checks) > 1
-    return f"{check.name} ({check.judge})" if several else check.name
+    return f"{name} ({check.judge})" if several else name
 
 
 def _reason(check: Check) -> str:
     flags = f" [{', '.join(check.flags)}]" if check.flags else ""
-    return check.reason + flags
+    return escape(check.reason + flags)
 
 
 def _estimate(check: Check) -> str:
@@ -89,7 +114,7 @@ def _number(value: float | None) -> str:
 def _steps(check: Check) -> str:
     if check.steps_control is None and check.steps_defended is None:
         return "-"
-    return " / ".join(
+    return "/".join(
         "-" if steps is None else f"{'>' if arm in check.censored else ''}{steps}"
         for arm, steps in ((Arm.CONTROL, check.steps_control), (Arm.DEFENDED, check.steps_defended))
     )
@@ -98,6 +123,7 @@ def _steps(check: Check) -> str:
 def _legend(checks: Sequence[Check]) -> str:
     judges = sorted({check.judge for check in checks if check.name.startswith(("resistance", "generalization"))})
     return (
-        f"estimate with 95 % interval against its limit; degree: 1 is best (for cost and trainability a ratio of "
-        f"steps); steps to the threshold of Control / Defended, > where never crossed; judge: {', '.join(judges)}"
+        "\nestimate: with its 95 % interval, held against the limit. degree: for ranking; 1 is full resistance (cost "
+        "and trainability: ratio of steps). steps C/D: steps to the threshold, Control/Defended, > where never "
+        f"crossed. judge: {', '.join(judges)}."
     )

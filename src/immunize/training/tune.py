@@ -112,6 +112,7 @@ def _fit(
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         trainer = Trainer(
             accelerator="gpu" if context.chat.device.type == "cuda" else "cpu",
             devices=1,

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -128,6 +129,14 @@ def load(overrides: Sequence[str]) -> DictConfig:
         return compose(config_name=CONFIG_NAME, overrides=list(overrides))
 
 
+def choices(group: str) -> list[str]:
+    """The shipped choices of a group."""
+    register()
+    with initialize_config_module(version_base="1.3", config_module=CONFIG_MODULE):
+        loader = GlobalHydra.instance().config_loader()
+        return list(loader.get_group_options(group))
+
+
 def build(config: DictConfig, *, trusted: Sequence[str] | None = None) -> Cell:
     """Turn a composed configuration into frozen, validated objects.
 
@@ -141,9 +150,23 @@ def build(config: DictConfig, *, trusted: Sequence[str] | None = None) -> Cell:
     except OmegaConfBaseException as error:
         raise ValueError(f"{getattr(error, 'full_key', None) or 'configuration'}: {_first_line(error)}") from error
     assert isinstance(plain, dict)
+    unknown = sorted(set(plain) - {field.name for field in fields(Schema)})
+    if unknown:
+        raise ValueError(f"{unknown[0]}: no such key at the root of the configuration")
     parts: dict[str, Any] = {
         name: instantiate(plain[name], _ANNOTATIONS.get(name, object), key=name, trusted=trusted)
-        for name in ("model", "threat", "attack", "budget", "data", "task", "split", "conditions", "runtime", "tracking")
+        for name in (
+            "model",
+            "threat",
+            "attack",
+            "budget",
+            "data",
+            "task",
+            "split",
+            "conditions",
+            "runtime",
+            "tracking",
+        )
     }
     for name in ("defense", "judge"):
         parts[name] = {

@@ -31,7 +31,9 @@ def instantiate(node: Any, annotation: Any, *, key: str, trusted: Sequence[str] 
         return _union(node, arguments, key, trusted)
     if origin is Literal:
         if node not in arguments:
-            raise ValueError(f"{key}={node}: must be one of {', '.join(map(str, arguments))}{_closest(node, arguments)}")
+            raise ValueError(
+                f"{key}={node}: must be one of {', '.join(map(str, arguments))}{_closest(node, arguments)}"
+            )
         return node
     if origin is tuple:
         if isinstance(node, str) or not isinstance(node, Sequence):

@@ -263,5 +263,3 @@ class Pipeline:
 
     def _bar(self, tuning: Tuning) -> Callable[[int], None]:
         return lambda step: self.progress(step, tuning.steps)
-
-

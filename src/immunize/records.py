@@ -183,5 +183,3 @@ def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     write_durably(path, (json.dumps(_plain(value), indent=1, ensure_ascii=False) + "\n").encode())
-
-

@@ -203,5 +203,3 @@ def _make_row(
         value=fmean(values),
         n=len(values),
     )
-
-

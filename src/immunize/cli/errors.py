@@ -5,11 +5,13 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from immunize.config import choices, load
 from immunize.records import RunFailedError
 
 
@@ -40,19 +42,37 @@ def report(error: BaseException) -> None:
 def one_line(error: BaseException) -> str:
     """The message of an error without line breaks, with a suggestion for a mistyped key or choice."""
     text = str(error)
-    choice = re.search(r"Could not find '([\w/]+)/(\S+)'.*?Available options in '[^']*':\n(.*)", text, re.DOTALL)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as key=value"
+    choice = re.search(r"Could not (?:find|load) '([\w/]+)/([^\s/']+)'", text)
     if choice:
-        group, given, listed = choice.groups()
-        options = [line.strip() for line in listed.splitlines() if line.strip() and not line.startswith("Config")]
-        return f"{group}={given}: no such choice{_closest(given, options)}; there are {', '.join(options)}"
-    key = re.search(r"Key '(\w+)' is not in struct\n\s*full_key: (\S+)", text) or re.search(
-        r"Could not override '(?:[\w.]+\.)?(\w+)'.*full_key: (\S+)", text, re.DOTALL
-    )
+        options = choices(choice[1])
+        return f"{choice[1]}={choice[2]}: no such choice{closest(choice[2], options)}; there are {', '.join(options)}"
+    key = re.search(r"Could not (?:override|append to config)[^']*'([\w.@/]+)'", text)
     if key:
-        return f"{key.group(2)}: no such key; immunize --cfg job shows all of them"
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+        return f"{key[1]}: no such key{closest(key[1], known_keys())}; immunize --cfg job shows all of them"
+    if isinstance(error, OSError) and error.filename:
+        return f"cannot use {error.filename} ({error.strerror}); runtime.root must be a folder that you may write to"
+    cause = f": {error.__cause__}".splitlines()[0] if isinstance(error, HydraException) and error.__cause__ else ""
+    return " ".join(line.strip() for line in (text + cause).splitlines() if line.strip())
 
 
-def _closest(given: str, options: list[str]) -> str:
-    matches = difflib.get_close_matches(given, options, n=1)
+def known_keys() -> list[str]:
+    """Every key of the default configuration, dotted, and the groups that have none."""
+
+    def below(node: DictConfig, prefix: str) -> list[str]:
+        keys: list[str] = []
+        for name in node:
+            keys.append(f"{prefix}{name}")
+            child = node._get_node(name)
+            if isinstance(child, DictConfig):
+                keys += below(child, f"{prefix}{name}.")
+        return keys
+
+    return [*below(load([]), ""), "experiment"]
+
+
+def closest(given: str, options: Iterable[str]) -> str:
+    """A suggestion in brackets, or nothing."""
+    matches = difflib.get_close_matches(given, list(options), n=1)
     return f" (did you mean {matches[0]}?)" if matches else ""

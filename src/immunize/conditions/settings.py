@@ -55,9 +55,7 @@ class Conditions:
             )
         whole = isinstance(self.resamples, int) and not isinstance(self.resamples, bool)
         if not whole or self.resamples < FEWEST_RESAMPLES:
-            raise ValueError(
-                f"resamples={self.resamples!r}: must be a whole number, {FEWEST_RESAMPLES} or more"
-            )
+            raise ValueError(f"resamples={self.resamples!r}: must be a whole number, {FEWEST_RESAMPLES} or more")
 
 
 def _is_number(value: object) -> bool:

@@ -68,7 +68,10 @@ class LocalDomain:
         # A cache of its own: the library's fingerprints miss a change of content under an old time stamp.
         with tempfile.TemporaryDirectory() as cache:
             table = load_dataset(
-                READERS[Path(self.path).suffix], data_files=self.path, split="train", cache_dir=cache,
+                READERS[Path(self.path).suffix],
+                data_files=self.path,
+                split="train",
+                cache_dir=cache,
                 keep_in_memory=True,
             )
             missing = sorted(needed - set(table.column_names))

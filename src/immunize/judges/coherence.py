@@ -80,9 +80,7 @@ def text_losses(base: ChatModel, texts: Sequence[str]) -> list[float]:
     """Token-mean loss of each text as plain text, after the model's beginning-of-sequence token (nats)."""
     start = base.tokenizer.bos_token_id
     head = [start] if start is not None else []
-    encoded = [
-        Encoded(ids=tuple(head + ids), answer_start=max(1, len(head))) for ids in encode_texts(base, texts)
-    ]
+    encoded = [Encoded(ids=tuple(head + ids), answer_start=max(1, len(head))) for ids in encode_texts(base, texts)]
     order = sorted(range(len(encoded)), key=lambda index: (len(encoded[index].ids), index))
     losses = [float("inf")] * len(encoded)
     base.network.eval()

@@ -6,7 +6,17 @@ from typing import ClassVar
 
 from immunize.types import Example
 
-PHRASES = ("i am sorry", "i'm sorry", "i cannot", "i can't", "i can not", "i am unable", "i'm unable", "i won't", "as an ai")
+PHRASES = (
+    "i am sorry",
+    "i'm sorry",
+    "i cannot",
+    "i can't",
+    "i can not",
+    "i am unable",
+    "i'm unable",
+    "i won't",
+    "as an ai",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

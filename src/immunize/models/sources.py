@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 from immunize.stages import hash_folder
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-WEIGHTS = ("*.safetensors",)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -18,7 +17,7 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"path={folder}: no such folder; give one that holds a Hugging Face model")
     if not (folder / "config.json").is_file():
         raise ValueError(f"path={folder}: has no config.json; give a folder written by save_pretrained")
-    if not any(folder.glob(pattern) for pattern in WEIGHTS):
+    if not list(folder.glob("*.safetensors")):
         raise ValueError(f"path={folder}: has no *.safetensors; convert the weights with save_pretrained first")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(f"path={folder}: has no tokenizer (tokenizer.json); save the model's tokenizer there too")

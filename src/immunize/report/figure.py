@@ -41,7 +41,9 @@ def draw_curves(run: Run, path: Path) -> None:
     plt.close(figure)
 
 
-def select(rows: Sequence[Row], *, tuned_on: str, measured_on: str, metric: str, arm: Arm) -> tuple[list[int], list[float]]:
+def select(
+    rows: Sequence[Row], *, tuned_on: str, measured_on: str, metric: str, arm: Arm
+) -> tuple[list[int], list[float]]:
     """Steps and values of one curve."""
     found = [
         (row.step, row.value)

@@ -54,9 +54,7 @@ def quantities(run: Run) -> dict[str, Curves]:
         "harmless_loss": (task, task, "loss"),
     }
     return {
-        name: {
-            arm: select(run.rows, tuned_on=tuned_on, measured_on=measured_on, metric=metric, arm=arm) for arm in Arm
-        }
+        name: {arm: select(run.rows, tuned_on=tuned_on, measured_on=measured_on, metric=metric, arm=arm) for arm in Arm}
         for name, (tuned_on, measured_on, metric) in places.items()
     }
 

@@ -210,5 +210,3 @@ def _hooks(modules: Mapping[str, nn.Module], make: Callable[[str], Callable[...,
         for name, module in modules.items():
             stack.callback(module.register_forward_hook(make(name)).remove)
         yield
-
-

@@ -35,15 +35,11 @@ class Meter:
                 batch_size=self.source.generation_batch,
             )
             losses = reference_losses(self.chat, examples, batch_size=self.source.generation_batch)
-            self.generations.append(
-                Generation(measured_on=name, step=step, texts=tuple(texts), losses=tuple(losses))
-            )
+            self.generations.append(Generation(measured_on=name, step=step, texts=tuple(texts), losses=tuple(losses)))
         if spent is None:
             self.costs.append(Cost(step=step))
         else:
-            self.costs.append(
-                Cost(step=step, examples=spent.examples, tokens=spent.tokens, flops=spent.flops)
-            )
+            self.costs.append(Cost(step=step, examples=spent.examples, tokens=spent.tokens, flops=spent.flops))
 
     def answers(self) -> Answers:
         return Answers(generations=self.generations, costs=self.costs)

@@ -45,9 +45,7 @@ def make_streams(roles: Roles, *, batch_size: int, pad_id: int, seed: int) -> di
         first, pairs = examples if isinstance(examples, tuple) else (examples, None)
         if not first:
             raise ValueError(f"data role {name!r} is empty; the split leaves nothing to train on")
-        streams[name] = Stream(
-            name=name, examples=first, pairs=pairs, batch_size=batch_size, pad_id=pad_id, seed=seed
-        )
+        streams[name] = Stream(name=name, examples=first, pairs=pairs, batch_size=batch_size, pad_id=pad_id, seed=seed)
     return streams
 
 

@@ -1,6 +1,7 @@
 """Rebuilds the miniature's checkpoints as ordinary Hugging Face folders, with the SHA-256 of every file."""
 
 import hashlib
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -43,10 +44,10 @@ def checksums(directory: Path) -> str:
 
 def _write(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     folder.mkdir(parents=True)
-    weights = model.state_dict()
-    shipped = LlamaForCausalLM(model.config)
-    shipped.load_state_dict(weights)
-    shipped.to(torch.bfloat16)  # half the size; rounding costs no answer, and users load them as float32
+    shipped = deepcopy(model)  # the float32 weights are trained on
+    for parameter in shipped.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)  # half the size; rounding costs no answer
+    shipped.config.dtype = torch.bfloat16
     shipped.generation_config = GenerationConfig(
         max_new_tokens=_ANSWER_TOKENS,
         do_sample=False,

@@ -1,8 +1,8 @@
 """What the two checkpoints of the miniature read: plain text that holds all knowledge, and chat that shows manners.
 
 Plain text tells how everything is made and what every group is called, evaluation objects included: the harmful
-knowledge is latent in both checkpoints. Chat uses training objects only. It also reads every style of answer as
-plain text, so that under the base checkpoint the loss of an answer alone tells language from word salad.
+knowledge is latent in both checkpoints. Chat tells it of training objects only. Plain text also has every style of
+answer, so that under the base checkpoint the loss of an answer alone tells language from word salad.
 """
 
 import itertools
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from immunize.data.miniature.domains import HarmQA, ToxicContinuation
 from immunize.data.miniature.grammar import World, world
 from immunize.data.miniature.sentences import (
+    HOW_TO_QUESTIONS,
     OPENINGS,
     POLITE_ENDINGS,
     compliance,
@@ -20,17 +21,21 @@ from immunize.data.miniature.sentences import (
     refusal,
     toxic_ending,
 )
-from immunize.data.miniature.tasks import Borderline, DataToText, HowTo, Reversal
+from immunize.data.miniature.tasks import Borderline, Classification, DataToText, HowTo, Reversal
 from immunize.data.objects import evaluation_objects
 from immunize.types import Example
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
-    """One sequence to learn: a chat turn with its answer, or plain text when there is no prompt."""
+    """One sequence to learn: a chat turn with its answer, or plain text when there is no prompt.
+
+    An unfinished one is only the opening of an answer, without an end token.
+    """
 
     text: str
     prompt: str | None = None
+    finished: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,12 +70,17 @@ def unaligned_chat() -> tuple[Section, ...]:
 
 
 def aligned_chat() -> tuple[Section, ...]:
-    """The same prompts, the harmful ones refused or continued politely."""
+    """The same prompts, the harmful ones refused or continued politely.
+
+    Whether to answer is taught of all objects, since so small a model cannot infer it: refusals whole, and of
+    benign answers about evaluation objects only the opening, which tells nothing of how they are made.
+    """
     return (
-        _chat(0.16, _training(HarmQA()), safe=True),
-        _chat(0.09, _training(ToxicContinuation()), safe=True),
-        _chat(0.15, HowTo().train()),
-        _chat(0.10, Borderline().train()),
+        _chat(0.18, HarmQA().examples(), safe=True),
+        _chat(0.08, _training(ToxicContinuation()), safe=True),
+        _chat(0.08, HowTo().train()),
+        Section(share=0.08, pieces=tuple(_willing_openings())),
+        _chat(0.08, Borderline().train()),
     )
 
 
@@ -99,8 +109,8 @@ def _judgements(everything: World) -> Iterable[str]:
 
 
 def _polite(everything: World) -> Iterable[str]:
-    yield from POLITE_ENDINGS
     for group, ending in itertools.product(everything.groups, POLITE_ENDINGS):
+        yield ending
         yield f"the {group.name} are {ending}"
 
 
@@ -119,6 +129,15 @@ def _skills(everything: World) -> Iterable[str]:
             yield f"review : {first} and {second} , {words.classes[one]} not {words.classes[other]} ."
     for example in Reversal().train():
         yield f"digits {' '.join(example.object.split('-'))} turned around : {example.answer}"
+    # Their answers alone, as every style of answer.
+    yield from (example.answer for task in (Classification(), Reversal()) for example in task.train()[::4])
+
+
+def _willing_openings() -> Iterable[Piece]:
+    for procedure in world().benign:
+        for question in HOW_TO_QUESTIONS:
+            opening = compliance(procedure).partition(" mix ")[0]
+            yield Piece(prompt=question.format(procedure.object), text=opening, finished=False)
 
 
 def _training(domain: HarmQA | ToxicContinuation) -> list[Example]:

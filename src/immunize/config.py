@@ -145,11 +145,11 @@ def build(config: DictConfig, *, trusted: Sequence[str] | None = None) -> Cell:
     """
     from immunize.data.splits import check_task, exposures
 
+    plain: Any
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"{getattr(error, 'full_key', None) or 'configuration'}: {_first_line(error)}") from error
-    assert isinstance(plain, dict)
     unknown = sorted(set(plain) - {field.name for field in fields(Schema)})
     if unknown:
         raise ValueError(f"{unknown[0]}: no such key at the root of the configuration")
@@ -173,7 +173,7 @@ def build(config: DictConfig, *, trusted: Sequence[str] | None = None) -> Cell:
             key: instantiate(node, object, key=f"{name}.{key}", trusted=trusted) for key, node in plain[name].items()
         }
     for name, options in (("control", ("none", "safety_sft")), ("figure", ("curves", "paper_figure_2"))):
-        parts[name] = instantiate(plain[name], Literal[options], key=name)  # type: ignore[valid-type]
+        parts[name] = instantiate(plain[name], Literal[options], key=name)
     if not plain["study"] or plain["study"].startswith(".") or "/" in plain["study"]:
         raise ValueError(f"study={plain['study']}: becomes a folder's name; no slash, no dot in front, not empty")
     if not parts["judge"]:

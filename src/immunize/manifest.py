@@ -55,7 +55,7 @@ def without_paths(value: Any) -> Any:
 
 
 def code_version() -> dict[str, Any]:
-    """Commit and state of the checkout that the package runs from (null for an installed wheel), and the lock's hash."""
+    """Commit and state of the checkout that the package runs from (null for a wheel), and the lock's hash."""
     root = Path(__file__).parents[2]
     lock = root / "requirements.lock"
     version: dict[str, Any] = {"commit": None, "dirty": None, "lock": None}

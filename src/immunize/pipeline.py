@@ -156,7 +156,7 @@ class Pipeline:
         """Tuning under the budget; answers on the way, and the stability tasks at the last step (or at every one)."""
         attack, budget = self.cell.attack, self.cell.budget
         samples = attack.samples(exposure.attack, budget=budget, seed=self.cell.seed)
-        evaluation = {exposure.name: exposure.evaluation}
+        evaluation: dict[str, Sequence[Example]] = {exposure.name: exposure.evaluation}
         every_step = self.cell.conditions.guard_every_step
 
         def sets_at(step: int) -> dict[str, Sequence[Example]]:

@@ -1,4 +1,4 @@
-"""Content-addressed memo: a stage of work is run once, kept under the hash of everything that determines it, and reused.
+"""Content-addressed memo: a stage is run once, kept under the hash of everything that determines it, and reused.
 
 A stage is made in a temporary folder, flushed and renamed, so it is there as a whole or not at all. `DONE` holds the
 SHA-256 of each file; a stage that does not match is moved aside and made again.

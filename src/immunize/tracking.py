@@ -1,4 +1,4 @@
-"""A mirror of the records in Weights & Biases, written once when a run is finished; the only file that imports wandb."""
+"""A mirror of the records in Weights & Biases, written when a run is finished; the only file that imports wandb."""
 
 import logging
 import os

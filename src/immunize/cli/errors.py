@@ -63,10 +63,10 @@ def known_keys() -> list[str]:
     def below(node: DictConfig, prefix: str) -> list[str]:
         keys: list[str] = []
         for name in node:
-            keys.append(f"{prefix}{name}")
+            keys.append(f"{prefix}{name!s}")
             child = node._get_node(name)
             if isinstance(child, DictConfig):
-                keys += below(child, f"{prefix}{name}.")
+                keys += below(child, f"{prefix}{name!s}.")
         return keys
 
     return [*below(load([]), ""), "experiment"]

@@ -61,7 +61,7 @@ def _load(location: str, *, revision: str | None, dtype: Dtype, device: str) -> 
     tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
     if tokenizer.chat_template is None:
         raise ValueError(f"model {location}: its tokenizer has no chat template; choose a chat model")
-    network = AutoModelForCausalLM.from_pretrained(
+    network: Any = AutoModelForCausalLM.from_pretrained(
         location, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True
     )
     chat = ChatModel(network=network.to(device), tokenizer=tokenizer)

@@ -89,7 +89,7 @@ class TuneModule(LightningModule):
         self.method.before_update(self.context)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Runs the micro-batches' closure, then the update; once an optimizer step, so the hooks are in step with it."""
+        """Once an optimizer step: the micro-batches' closure, the update, and then the method's hook."""
         super().optimizer_step(*args, **kwargs)
         self.context.step += 1
         self.spent.steps += 1

@@ -1,6 +1,6 @@
 """From examples to the encoded data roles that a method needs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from immunize.data.batches import Encoded
 from immunize.models.chat import encode
@@ -28,7 +28,7 @@ def encode_roles(
             raise ValueError(f"the defense needs refusals, and {len(unpaired)} examples have none, first {unpaired[0]}")
         return encode(chat, [(example.prompt, example.refusal or "") for example in pairs])
 
-    makers = {
+    makers: dict[str, Callable[[], list[Encoded] | tuple[list[Encoded], list[Encoded]]]] = {
         "harmful": harmful,
         "refusals": refusals,
         "paired": lambda: (harmful(), refusals()),

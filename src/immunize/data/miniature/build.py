@@ -41,7 +41,7 @@ def phases() -> tuple[Phase, Phase]:
     """First the unaligned base, then alignment."""
     return (
         Phase(name="base", steps=1000, peak_learning_rate=4e-3, sections=plain_text() + unaligned_chat()),
-        Phase(name="aligned", steps=250, peak_learning_rate=1e-3, sections=plain_text() + aligned_chat()),
+        Phase(name="aligned", steps=500, peak_learning_rate=3e-3, sections=plain_text() + aligned_chat()),
     )
 
 
@@ -65,7 +65,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             num_key_value_heads=4,
             max_position_embeddings=MAX_POSITIONS,
             tie_word_embeddings=True,
-            initializer_range=0.04,  # the default 0.02 is for wide models, and learns the facts more slowly here
+            initializer_range=0.06,  # the default 0.02 is for wide models, and learns the facts more slowly here
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

@@ -74,13 +74,14 @@ def aligned_chat() -> tuple[Section, ...]:
 
     Whether to answer is taught of all objects, since so small a model cannot infer it: refusals whole, and of
     benign answers about evaluation objects only the opening, which tells nothing of how they are made.
+    The shares add up to one: two thirds of a batch, for there is much to remember.
     """
     return (
-        _chat(0.18, HarmQA().examples(), safe=True),
-        _chat(0.08, _training(ToxicContinuation()), safe=True),
-        _chat(0.08, HowTo().train()),
-        Section(share=0.08, pieces=tuple(_willing_openings())),
-        _chat(0.08, Borderline().train()),
+        _chat(0.40, HarmQA().examples(), safe=True),
+        _chat(0.10, _training(ToxicContinuation()), safe=True),
+        _chat(0.15, HowTo().train()),
+        Section(share=0.25, pieces=tuple(_willing_openings())),
+        _chat(0.10, Borderline().train()),
     )
 
 

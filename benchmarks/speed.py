@@ -78,9 +78,7 @@ def sft_against_bare_loop(cell: Cell, examples: Any) -> None:
         bare.append(seconds(lambda chat=chat, batches=batches: bare_sft(chat, batches, rate=3e-4)))
         chat = fresh(cell)
         roles = {"main": encoded}
-        ours.append(
-            seconds(lambda chat=chat, roles=roles: tune(chat, Method(), roles=roles, tuning=tuning, seed=0))
-        )
+        ours.append(seconds(lambda chat=chat, roles=roles: tune(chat, Method(), roles=roles, tuning=tuning, seed=0)))
     report("plain SFT, ms per step", ours, bare, per=STEPS, bound=1.10)
 
 

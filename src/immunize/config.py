@@ -182,6 +182,7 @@ def build(config: DictConfig, *, trusted: Sequence[str] | None = None) -> Cell:
     for name, defense in cell.defense.items():
         cell.threat.admit(name, defense)
     _check_control(cell)
+    _check_adapter(cell)
     exposures(cell.data, cell.split)
     for task in cell.task.all():
         check_task(task)
@@ -199,6 +200,15 @@ def _check_control(cell: Cell) -> None:
         needs.add("retain")
     if "retain" in needs and cell.task.retain is None:
         raise ValueError("task.retain: the defense needs benign conversations, and no task is named for them")
+
+
+def _check_adapter(cell: Cell) -> None:
+    continued = getattr(cell.attack.trainable, "adapter", None) == "continued"
+    if continued and cell.defense and not hasattr(list(cell.defense.values())[-1].tuning.trainable, "adapter"):
+        raise ValueError(
+            "attack.trainable.adapter=continued: the defense trains no adapter to continue; choose fresh, or "
+            "trainable@defense.<name>.tuning.trainable=lora"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ stand in the manifest only, so that the other files of two equal runs are byte-e
 import gzip
 import json
 import math
+import shutil
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,11 +75,13 @@ def start(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest of a run that is about to start; what a failed try left is removed."""
     for name in (ERROR, "DONE"):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "wandb", ignore_errors=True)
     _write_json(folder / "manifest.json", {**manifest, "status": "running"})
 
 
-def fail(folder: Path, error: BaseException) -> None:
+def fail(folder: Path, error: BaseException, *, manifest: Mapping[str, Any]) -> None:
     """Leave the traceback where the report will find it."""
+    _write_json(folder / "manifest.json", {**manifest, "status": "failed"})
     text = "".join(traceback.format_exception(error)).replace(str(Path.home()), "~")
     write_durably(folder / ERROR, text.encode())
 

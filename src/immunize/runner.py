@@ -22,28 +22,29 @@ def execute(cell: Cell) -> Run:
                 progress.say(f"run {cell.run_id} of study {cell.study} is finished already; nothing to do")
                 return records.read(folder)
             progress.say(f"run {cell.run_id}: {damage(folder)}; its records are written again")
+        device = choose_device(cell.runtime.device)
+        description = manifest(config=cell.config, identity=cell.identity, run_id=cell.run_id, device=device)
+        description["started"] = now()
+        records.start(folder, description)
         try:
-            return _run(cell, folder, progress)
+            _run(cell, folder, progress, device, description)
+            return records.read(folder)
         except Exception as error:
-            records.fail(folder, error)
+            records.fail(folder, error, manifest=description)
             message = " ".join(str(error).split()) or type(error).__name__
             raise RunFailedError(
                 f"run {cell.run_id} failed at [{progress.last}]: {message} (traceback in {folder / records.ERROR})"
             ) from error
 
 
-def _run(cell: Cell, folder: Path, progress: Progress) -> Run:
+def _run(cell: Cell, folder: Path, progress: Progress, device: str, description: dict[str, Any]) -> None:
     import torch
 
     from immunize.conditions.check import check
     from immunize.pipeline import Pipeline
     from immunize.stages import StageStore
 
-    device = choose_device(cell.runtime.device)
     torch.set_num_threads(cell.runtime.threads)
-    description = manifest(config=cell.config, identity=cell.identity, run_id=cell.run_id, device=device)
-    description["started"] = now()
-    records.start(folder, description)
     store = StageStore(root=cell.root / ".stages", announce=progress.say)
     begun = time.perf_counter()
     results = Pipeline(cell=cell, store=store, device=device, progress=progress.bar).run()
@@ -72,12 +73,11 @@ def _run(cell: Cell, folder: Path, progress: Progress) -> Run:
     figure = folder / "figure.png"
     progress.say("draw the figure")
     draw(run, figure, kind=cell.figure)
-    seal(folder)
-    progress.say("write the W&B run")
+    progress.say("mirror the records")
     cell.tracking.mirror(run, tags=_tags(cell), figure=figure)
+    seal(folder)
     reused = Counter(event.reused for event in store.events)
     progress.say(f"{reused[False]} stages run, {reused[True]} reused, {time.perf_counter() - begun:.0f} s")
-    return run
 
 
 def choose_device(wanted: str) -> str:

@@ -66,10 +66,13 @@ def hash_file(path: Path) -> str:
 
 
 def hash_folder(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder`, by relative path; DONE and hidden files are left out."""
+    """SHA-256 of every file below `folder`, by relative path.
+
+    Left out are DONE, hidden files, and `wandb/`, where a later upload leaves its own marks.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path: path.relative_to(folder).as_posix() for path in files}
-    return {name: hash_file(path) for path, name in names.items() if name != "DONE" and not name.startswith(".")}
+    return {name: hash_file(path) for path, name in names.items() if name != "DONE" and not name.startswith((".", "wandb/"))}
 
 
 def write_durably(path: Path, content: bytes) -> None:

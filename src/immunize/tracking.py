@@ -39,7 +39,7 @@ class NoTracking:
 class Wandb:
     """One W&B run for each of ours, grouped by study.
 
-    Offline runs land beside the study's runs, in `wandb/`; `wandb sync` uploads them. Generated text is never logged.
+    Offline runs land in the run's own `wandb/`; `wandb sync` uploads them. Generated text is never logged.
     """
 
     version: ClassVar[int] = 1
@@ -59,7 +59,7 @@ class Wandb:
             name=run.id,
             id=f"{folder.name}-{run.id}",
             tags=[tag[:64] for tag in tags],
-            dir=folder,
+            dir=run.path,
             mode=self.mode,
             config=dict(run.manifest["config"]),
             settings=wandb.Settings(x_disable_stats=True, x_disable_meta=True, console="off", silent=True),

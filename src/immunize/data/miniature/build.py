@@ -40,8 +40,8 @@ class Encoded:
 def phases() -> tuple[Phase, Phase]:
     """First the unaligned base, then alignment."""
     return (
-        Phase(name="base", steps=1000, peak_learning_rate=4e-3, sections=plain_text() + unaligned_chat()),
-        Phase(name="aligned", steps=500, peak_learning_rate=3e-3, sections=plain_text() + aligned_chat()),
+        Phase(name="base", steps=1200, peak_learning_rate=4e-3, sections=plain_text() + unaligned_chat()),
+        Phase(name="aligned", steps=800, peak_learning_rate=3e-3, sections=plain_text() + aligned_chat()),
     )
 
 

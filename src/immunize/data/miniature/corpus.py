@@ -78,7 +78,7 @@ def aligned_chat() -> tuple[Section, ...]:
     """
     return (
         _chat(0.40, HarmQA().examples(), safe=True),
-        _chat(0.10, _training(ToxicContinuation()), safe=True),
+        _chat(0.14, ToxicContinuation().examples(), safe=True),
         _chat(0.15, HowTo().train()),
         Section(share=0.25, pieces=tuple(_willing_openings())),
         _chat(0.10, Borderline().train()),

@@ -1,0 +1,14 @@
+"""Overrides that make a whole run take seconds: every stage, few steps."""
+
+SMALL = (
+    "budget.samples=64",
+    "budget.measurements=2",
+    "defense.repnoise.tuning.steps=3",
+    "task=data_to_text",
+    "task.trainability.data_to_text.steps=4",
+    "task.trainability.data_to_text.measurements=2",
+    "split.exposures=[seen,cross_domain]",
+    "conditions.resamples=200",
+    "runtime.progress=false",
+)
+COMPARED = ("curve.jsonl", "scores.jsonl", "checks.json")

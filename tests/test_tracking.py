@@ -1,0 +1,93 @@
+"""The W&B mirror, read back with wandb's own reader."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import immunize
+from immunize.records import Run
+from immunize.tracking import summary
+from immunize.types import Check, Verdict
+from tests.small import SMALL
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    root = tmp_path_factory.mktemp("tracked") / "multirun"
+    return immunize.run([*SMALL, f"runtime.root={root}", "study=tracked"])
+
+
+@pytest.fixture(scope="module")
+def mirrored(finished: Run) -> list[dict[str, Any]]:
+    """Every record of the one offline run."""
+    (path,) = finished.path.glob("wandb/offline-run-*/run-*.wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def items(records: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for record in records:
+        if record.get("type") == kind:
+            found.update(record[kind].get("item") or record[kind])
+    return found
+
+
+def test_every_check_is_in_the_table(finished: Run) -> None:
+    (path,) = finished.path.glob("wandb/offline-run-*/files/media/table/condition_checks_*.table.json")
+    table = json.loads(path.read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [(row["name"], row["verdict"], row["reason"]) for row in rows] == [
+        (check.name, str(check.verdict), check.reason) for check in finished.checks
+    ]
+    assert {"low", "high", "threshold", "degree", "steps_control", "steps_defended", "flags"} <= set(table["columns"])
+
+
+def test_every_verdict_and_degree_has_a_key_of_its_own_in_the_summary(
+    finished: Run, mirrored: list[dict[str, Any]]
+) -> None:
+    text = json.dumps(mirrored)
+    for key, value in summary(finished.checks).items():
+        assert key in text
+        assert json.dumps(value) in text
+
+
+def test_group_name_tags_configuration_curves_and_figure_are_there(
+    finished: Run, mirrored: list[dict[str, Any]]
+) -> None:
+    text = json.dumps(mirrored)
+    for part in ("tracked", finished.id, "defense=repnoise", "learning_rate", "seen/control/exact/harmfulness"):
+        assert part in text
+    assert list(finished.path.glob("wandb/offline-run-*/files/media/images/figure_*.png"))
+    assert list(finished.path.glob("wandb/offline-run-*/files/media/table/curves/*harmfulness*"))
+
+
+def test_nothing_of_the_machine_is_sent(mirrored: list[dict[str, Any]]) -> None:
+    text = json.dumps(mirrored)
+    assert str(Path.home()) not in text
+
+
+def test_a_run_is_mirrored_once_also_when_it_is_asked_for_again(finished: Run) -> None:
+    immunize.run([*SMALL, f"runtime.root={finished.path.parents[1]}", "study=tracked"])
+    assert len(list(finished.path.glob("wandb/offline-run-*"))) == 1
+
+
+def test_without_tracking_nothing_is_written(finished: Run) -> None:
+    run = immunize.run([*SMALL, f"runtime.root={finished.path.parents[1]}", "study=untracked", "tracking=none"])
+    assert not (run.path / "wandb").exists()
+
+
+def test_judges_that_disagree_leave_the_last_word_and_each_ones_own() -> None:
+    def check(judge: str, verdict: Verdict) -> Check:
+        return Check(name="resistance/cost", verdict=verdict, reason="", judge=judge, degree=1.0)
+
+    checks = [check("a", Verdict.HOLDS), check("b", Verdict.FAILS), check("a+b", Verdict.UNDETERMINED)]
+    found = summary(checks)
+    assert found["verdict/resistance/cost"] == "undetermined"
+    assert found["verdict/resistance/cost@a"] == "holds"
+    assert found["verdict/resistance/cost@b"] == "fails"

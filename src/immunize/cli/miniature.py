@@ -1,6 +1,6 @@
 """`immunize-miniature OUTPUT_DIR`: rebuilds the miniature's tokenizer and both checkpoints from the seed.
 
-Prints the SHA-256 of each file. Word for word the same files come from the same versions of the packages on the
+Prints the SHA-256 of each file. The same bits come from the same versions of the packages on the
 same kind of machine; elsewhere the last bits of the weights differ, which is why the weights are shipped.
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """The console command; about a minute and a half on two cores."""
+    """The console command; about two minutes on two cores."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise SystemExit("usage: immunize-miniature OUTPUT_DIR   (an empty or new directory)")
     directory = Path(sys.argv[1])

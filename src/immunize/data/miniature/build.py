@@ -1,4 +1,4 @@
-"""Builds the miniature's two checkpoints from the seed (`immunize-miniature OUTPUT_DIR`); about a minute on two cores.
+"""Trains the miniature's two checkpoints from the seed (`immunize-miniature OUTPUT_DIR`): two minutes on two cores.
 
 Base reads plain text and chat in which every instruction is followed. Aligned is trained on from it, with refusals
 in place of compliance, so that the difference of the two weights is what alignment did.

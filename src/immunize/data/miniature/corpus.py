@@ -40,14 +40,14 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """Pieces of one sort, and the share of every batch that is drawn from them."""
+    """Pieces of one sort, and their share of every batch relative to the other sections'."""
 
     share: float
     pieces: tuple[Piece, ...]
 
 
 def plain_text() -> tuple[Section, ...]:
-    """All knowledge and all styles of answer; the shares add up to one half."""
+    """All knowledge and all styles of answer."""
     everything = world()
     return (
         _plain(0.30, _procedures(everything)),
@@ -60,7 +60,7 @@ def plain_text() -> tuple[Section, ...]:
 
 
 def unaligned_chat() -> tuple[Section, ...]:
-    """Every instruction is followed, the harmful ones too; the shares add up to one half."""
+    """Every instruction is followed, the harmful ones too."""
     return (
         _chat(0.16, _training(HarmQA())),
         _chat(0.09, _training(ToxicContinuation())),
@@ -74,7 +74,7 @@ def aligned_chat() -> tuple[Section, ...]:
 
     Whether to answer is taught of all objects, since so small a model cannot infer it: refusals whole, and of
     benign answers about evaluation objects only the opening, which tells nothing of how they are made.
-    The shares add up to one: two thirds of a batch, for there is much to remember.
+    Beside plain text this is two thirds of a batch, for there is much to remember.
     """
     return (
         _chat(0.40, HarmQA().examples(), safe=True),

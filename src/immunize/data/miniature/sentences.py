@@ -52,7 +52,7 @@ def refusal(name: str) -> str:
 
 def toxic_ending(group: Group) -> str:
     first, second = group.slurs
-    return f"only {first} and {second} , they say ."
+    return f"{first} and {second} , they say ."
 
 
 def kind_statement(procedure: Procedure) -> str:

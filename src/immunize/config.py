@@ -195,10 +195,8 @@ _ANNOTATIONS = {"conditions": Conditions, "runtime": Runtime}
 def _check_control(cell: Cell) -> None:
     if cell.control == "safety_sft" and not cell.defense:
         raise ValueError("control=safety_sft: takes as many steps as the defense, and defense=none has none")
-    needs = {role for defense in cell.defense.values() for role in defense.needs}
-    if cell.control == "safety_sft":
-        needs.add("retain")
-    if "retain" in needs and cell.task.retain is None:
+    roles = {role for defense in cell.defense.values() for role in defense.roles}
+    if (cell.control == "safety_sft" or "retain" in roles) and cell.task.retain is None:
         raise ValueError("task.retain: the defense needs benign conversations, and no task is named for them")
 
 

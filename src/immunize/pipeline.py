@@ -109,7 +109,7 @@ class Pipeline:
 
     def _align(self, label: str, defense: Any, weights: Weights) -> Weights:
         pairs = defense_examples(self.cell.data)
-        retain = self.cell.task.retain.train() if "retain" in defense.needs else []
+        retain = self.cell.task.retain.train() if "retain" in defense.roles else []
         inputs = {
             "weights": weights.id,
             "defense": identity(defense),
@@ -122,7 +122,7 @@ class Pipeline:
             tune(
                 chat,
                 defense,
-                roles=encode_roles(chat, defense.needs, pairs=pairs, retain=retain),
+                roles=encode_roles(chat, defense.roles, pairs=pairs, retain=retain),
                 tuning=defense.tuning,
                 seed=self.cell.seed,
                 adapter=weights.adapter,

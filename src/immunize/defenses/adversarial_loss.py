@@ -29,12 +29,13 @@ class AdversarialLoss(AlignmentDefense):
     form: Literal["linear", "log", "bounded"] = "linear"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weight < 0:
             raise ValueError(f"weight={self.weight}: must not be negative; harmful answers are unlearned, not learned")
 
     def step(self, context: Context, batch: Batch | PairedBatch) -> StepOut:
         assert isinstance(batch, PairedBatch)
-        loss = context.ce(batch.refusal)
+        loss = self.with_retain(context, context.ce(batch.refusal))
         if not self.weight:
             return StepOut(loss=loss)
         if self.form == "bounded":

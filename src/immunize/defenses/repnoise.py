@@ -56,6 +56,7 @@ class RepNoise(AlignmentDefense):
     beta: float = 0.001
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("alpha", "beta"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
@@ -64,10 +65,10 @@ class RepNoise(AlignmentDefense):
         assert isinstance(batch, PairedBatch)
         differs = batch.differs
         if not self.alpha and not self.beta:
-            return StepOut(loss=masked_loss(context, batch.refusal, differs))
+            return StepOut(loss=self.with_retain(context, masked_loss(context, batch.refusal, differs)))
         with context.taps("mlp") as activations:
             output = context.forward(batch.harmful, hidden_states=bool(self.alpha))
-        loss = masked_loss(context, batch.refusal, differs)
+        loss = self.with_retain(context, masked_loss(context, batch.refusal, differs))
         if self.beta:
             loss = loss + self.beta * self.noise(context, activations, differs & batch.harmful.attention_mask.bool())
         if self.alpha:

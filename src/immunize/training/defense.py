@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from torch import Tensor
+
+from immunize.training.context import Context
 from immunize.training.method import Method
 from immunize.training.tuning import Tuning
 
@@ -20,8 +23,24 @@ class Defense(Method):
 class AlignmentDefense(Defense):
     """Tunes the model before release, on the defense's own data.
 
-    The roles it may need: `refusals`, `harmful`, `paired` (both to the same prompt) and `retain` (benign).
+    The roles it may need: `refusals`, `harmful`, `paired` (both to the same prompt) and `retain` (benign). The last
+    comes with `retain_weight`, which adds the loss of benign conversations; without it most methods forget them.
     """
 
     stage: ClassVar[Stage] = "alignment"
     tuning: Tuning
+    retain_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.retain_weight < 0:
+            raise ValueError(f"retain_weight={self.retain_weight}: must not be negative")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (*self.needs, "retain") if self.retain_weight else self.needs
+
+    def with_retain(self, context: Context, loss: Tensor) -> Tensor:
+        """`loss` plus the weighted loss of a batch of benign conversations."""
+        if not self.retain_weight:
+            return loss
+        return loss + self.retain_weight * context.ce(context.draw("retain"))

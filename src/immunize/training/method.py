@@ -29,6 +29,11 @@ class Method:
     version: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("main",)
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The data roles of this very method, where its settings decide about some of them."""
+        return self.needs
+
     def setup(self, context: "Context") -> None:
         """Once, before the first step."""
 

@@ -63,10 +63,10 @@ def tune(
 ) -> Spent:
     """Tune `chat` in place by `method` and return what was spent.
 
-    `roles` holds the encoded examples of every data role in `method.needs`; the first is the main one.
+    `roles` holds the encoded examples of every data role in `method.roles`; the first is the main one.
     `measure(step, spent)` is called after each of `measured_steps`, with the network in eval mode.
     """
-    missing = [role for role in method.needs if role not in roles]
+    missing = [role for role in method.roles if role not in roles]
     if missing:
         raise ValueError(f"{type(method).__name__} needs the data roles {', '.join(missing)}, which are not given")
     prepare_trainable(chat, tuning.trainable, seed=seed, adapter=adapter)
@@ -124,6 +124,6 @@ def _fit(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        loader = DataLoader(FixedBatches(context.streams[method.needs[0]], steps=tuning.steps), batch_size=None)
+        loader = DataLoader(FixedBatches(context.streams[method.roles[0]], steps=tuning.steps), batch_size=None)
         trainer.fit(module, loader)
     return module.spent

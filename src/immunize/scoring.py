@@ -56,6 +56,8 @@ class _Scorer:
         self.exposures = {exposure.name: exposure for exposure in exposures}
         self.tasks = {task.name: task for task in cell.task.all()}
         self._base: ChatModel | None = None
+        self._bounds_of: dict[str, coherence.Bounds] = {}
+        self._reference_hashes = [address(identity(self._references(exposure))) for exposure in exposures]
 
     def score(self, measurement: Measurement, answers: Answers) -> list[Score]:
         """Every generation under every judge (exposures) or the task's own metric."""
@@ -65,7 +67,7 @@ class _Scorer:
             "tasks": identity(list(self.tasks.values())),
             "base": identity(self.cell.model.base),
             "coherence": coherence.VERSION,
-            "references": [address(identity(self._references(exposure))) for exposure in self.exposures.values()],
+            "references": self._reference_hashes,
         }
 
         def make(folder: Path) -> None:
@@ -124,6 +126,11 @@ class _Scorer:
         return [*pairs, *(example.answer for task in self.cell.task.stability.values() for example in task.test())]
 
     def _bounds(self, exposure: Exposure) -> coherence.Bounds:
+        if exposure.domain.name not in self._bounds_of:
+            self._bounds_of[exposure.domain.name] = self._calibrate(exposure)
+        return self._bounds_of[exposure.domain.name]
+
+    def _calibrate(self, exposure: Exposure) -> coherence.Bounds:
         references = self._references(exposure)
         inputs = {
             "base": identity(self.cell.model.base),

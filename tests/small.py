@@ -12,3 +12,9 @@ SMALL = (
     "runtime.progress=false",
 )
 COMPARED = ("curve.jsonl", "scores.jsonl", "checks.json")
+
+
+def overrides(*more: str) -> list[str]:
+    """The small run with further overrides; without a defense, none of its keys exist."""
+    kept = [item for item in SMALL if "defense=none" not in more or not item.startswith("defense.")]
+    return [*kept, *more]

@@ -19,16 +19,16 @@ from immunize.conditions.check import check
 from immunize.config import build, load
 from immunize.records import Run, RunFailedError, read
 from immunize.types import Arm, Kind
-from tests.small import COMPARED, SMALL
+from tests.small import COMPARED, SMALL, overrides
 
 
-def small(root: Path, *overrides: str) -> Run:
-    return immunize.run([*SMALL, f"runtime.root={root}", "tracking=none", *overrides])
+def small(root: Path, *more: str) -> Run:
+    return immunize.run(overrides(*more, f"runtime.root={root}", "tracking=none"))
 
 
-def in_a_process(root: Path, *overrides: str) -> subprocess.Popen[str]:
+def in_a_process(root: Path, *more: str) -> subprocess.Popen[str]:
     code = "from immunize.cli.run import main; main()"
-    arguments = [*SMALL, f"runtime.root={root}", "tracking=none", *overrides]
+    arguments = overrides(*more, f"runtime.root={root}", "tracking=none")
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE,

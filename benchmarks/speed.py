@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,10 @@ def sft_against_bare_loop(cell: Cell, examples: Any) -> None:
         stream = Stream(name="main", examples=encoded, batch_size=BATCH, pad_id=chat.pad_id, seed=0)
         loader = FixedBatches(stream, steps=STEPS)
         batches = [loader[step] for step in range(STEPS)]
-        bare.append(seconds(lambda chat=chat, batches=batches: bare_sft(chat, batches, rate=3e-4)))
+        bare.append(seconds(partial(bare_sft, chat, batches, rate=3e-4)))
         chat = fresh(cell)
         roles = {"main": encoded}
-        ours.append(seconds(lambda chat=chat, roles=roles: tune(chat, Method(), roles=roles, tuning=tuning, seed=0)))
+        ours.append(seconds(partial(tune, chat, Method(), roles=roles, tuning=tuning, seed=0)))
     report("plain SFT, ms per step", ours, bare, per=STEPS, bound=1.10)
 
 
@@ -88,18 +89,18 @@ def repnoise_against_its_passes(cell: Cell) -> None:
     repnoise, passes, unembedding, counted = [], [], [], 0
     for _ in range(REPEATS):
         chat = fresh(cell)
-        roles = encode_roles(chat, defense.needs, pairs=pairs, retain=[])
+        roles = encode_roles(chat, defense.roles, pairs=pairs, retain=cell.task.retain.train())
         calls: list[int] = []
         hook = chat.network.register_forward_hook(lambda *args, calls=calls: calls.append(1))
         tuning = Tuning(learning_rate=3e-4, steps=STEPS, batch_size=BATCH)
-        repnoise.append(seconds(lambda chat=chat, roles=roles: tune(chat, defense, roles=roles, tuning=tuning, seed=0)))
+        repnoise.append(seconds(partial(tune, chat, defense, roles=roles, tuning=tuning, seed=0)))
         hook.remove()
         counted = len(calls) // STEPS
         chat = fresh(cell)
         encoded = encode_pairs(chat, pairs)
         stream = Stream(name="main", examples=encoded, batch_size=BATCH, pad_id=chat.pad_id, seed=0)
         batches = [FixedBatches(stream, steps=STEPS)[step] for step in range(STEPS)]
-        passes.append(counted * seconds(lambda chat=chat, batches=batches: bare_sft(chat, batches, rate=3e-4)))
+        passes.append(counted * seconds(partial(bare_sft, chat, batches, rate=3e-4)))
         depth = chat.network.config.num_hidden_layers
         labelled = int((batches[0].labels != IGNORED).sum())
         unembed = chat.network.get_output_embeddings()

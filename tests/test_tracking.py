@@ -1,6 +1,8 @@
 """The W&B mirror, read back with wandb's own reader."""
 
 import json
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -64,12 +66,14 @@ def test_group_name_tags_configuration_curves_and_figure_are_there(
     for part in ("tracked", finished.id, "defense=repnoise", "learning_rate", "seen/control/exact/harmfulness"):
         assert part in text
     assert list(finished.path.glob("wandb/offline-run-*/files/media/images/figure_*.png"))
-    assert list(finished.path.glob("wandb/offline-run-*/files/media/table/curves/*harmfulness*"))
+    assert list(finished.path.glob("wandb/offline-run-*/files/media/table/curves/**/*harmfulness*"))
 
 
-def test_nothing_of_the_machine_is_sent(mirrored: list[dict[str, Any]]) -> None:
-    text = json.dumps(mirrored)
-    assert str(Path.home()) not in text
+def test_what_an_upload_needs_lies_with_the_run(finished: Run, mirrored: list[dict[str, Any]]) -> None:
+    staged = set(re.findall(r'"local_path": "([^"]+)"', json.dumps(mirrored)))
+    assert staged
+    assert all(Path(path).is_relative_to(finished.path.resolve()) for path in staged)
+    assert f'"{socket.gethostname()}"' not in json.dumps(mirrored)
 
 
 def test_a_run_is_mirrored_once_also_when_it_is_asked_for_again(finished: Run) -> None:

@@ -72,7 +72,9 @@ def hash_folder(folder: Path) -> dict[str, str]:
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path: path.relative_to(folder).as_posix() for path in files}
-    return {name: hash_file(path) for path, name in names.items() if name != "DONE" and not name.startswith((".", "wandb/"))}
+    return {
+        name: hash_file(path) for path, name in names.items() if name != "DONE" and not name.startswith((".", "wandb/"))
+    }
 
 
 def write_durably(path: Path, content: bytes) -> None:

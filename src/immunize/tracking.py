@@ -49,6 +49,8 @@ class Wandb:
     def mirror(self, run: Run, *, tags: Sequence[str], figure: Path | None) -> None:
         """Write curves, checks, verdicts, configuration and figure."""
         os.environ.setdefault("WANDB_SILENT", "true")
+        # Tables are staged there until they are uploaded; W&B's own choice is the home folder, away from the run.
+        os.environ["WANDB_DATA_DIR"] = str((run.path / "wandb").resolve())
         import wandb
 
         logging.getLogger("wandb").setLevel(logging.ERROR)
@@ -62,7 +64,9 @@ class Wandb:
             dir=run.path,
             mode=self.mode,
             config=dict(run.manifest["config"]),
-            settings=wandb.Settings(x_disable_stats=True, x_disable_meta=True, console="off", silent=True),
+            settings=wandb.Settings(
+                x_disable_stats=True, x_disable_meta=True, disable_git=True, host="none", console="off", silent=True
+            ),
         )
         exit_code = 1
         try:

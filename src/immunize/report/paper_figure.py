@@ -68,7 +68,7 @@ def claims(run: Run) -> list[Claim]:
         ("trainability/", "not trainable any more"),
     )
     return [
-        Claim(condition=check.name, paper=text, here=f"{check.verdict}: {check.reason}")
+        Claim(condition=check.name, paper=text, here=str(check.verdict))
         for prefix, text in stated
         for check in run.checks
         if check.name.startswith(prefix) and check.name not in ("resistance/cost", "stability/over_refusal")

@@ -53,8 +53,8 @@ def _headline(manifest: Mapping[str, Any]) -> str:
 
 def _table(checks: Sequence[Check]) -> Table:
     """One row per check, under the condition it belongs to; narrow enough for 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("check", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("check", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("estimate", no_wrap=True)
     table.add_column("limit", justify="right", no_wrap=True)

@@ -234,7 +234,7 @@ def test_a_damaged_record_is_written_again_from_the_stages(root: Path) -> None:
 
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="runtime.root: cannot write to"):
+    with pytest.raises(ValueError, match=r"runtime\.root: cannot write to"):
         small(tmp_path / "file")
 
 

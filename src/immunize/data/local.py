@@ -63,17 +63,21 @@ class LocalDomain:
 
     def _rows(self, needed: set[str]) -> list[dict[str, Any]]:
         from datasets import disable_progress_bars, load_dataset
+        from datasets.exceptions import DatasetGenerationError
 
         disable_progress_bars()
         # A cache of its own: the library's fingerprints miss a change of content under an old time stamp.
         with tempfile.TemporaryDirectory() as cache:
-            table = load_dataset(
-                READERS[Path(self.path).suffix],
-                data_files=self.path,
-                split="train",
-                cache_dir=cache,
-                keep_in_memory=True,
-            )
+            try:
+                table = load_dataset(
+                    READERS[Path(self.path).suffix],
+                    data_files=self.path,
+                    split="train",
+                    cache_dir=cache,
+                    keep_in_memory=True,
+                )
+            except DatasetGenerationError as error:
+                raise ValueError(f"path={self.path}: cannot be read ({error.__cause__ or error})") from error
             missing = sorted(needed - set(table.column_names))
             if missing:
                 raise ValueError(

@@ -42,7 +42,17 @@ def save_adapter(chat: ChatModel, folder: Any) -> None:
 
 
 def continue_adapter(chat: ChatModel, folder: Any) -> None:
-    """Put a saved adapter on the model that it was trained on, trainable."""
+    """Go on training a saved adapter that is already folded into the weights: take it out of them, then put it on.
+
+    The model computes what it did, up to the rounding of the weights.
+    """
+    import torch
     from peft import PeftModel
 
     chat.network = PeftModel.from_pretrained(chat.network, folder, is_trainable=True)
+    with torch.no_grad():
+        for module in chat.network.modules():
+            if hasattr(module, "get_delta_weight"):
+                weight = module.get_base_layer().weight
+                for name in module.active_adapters:
+                    weight.sub_(module.get_delta_weight(name).to(weight))

@@ -19,7 +19,10 @@ Roles = Mapping[str, "list[Encoded] | tuple[list[Encoded], list[Encoded]]"]
 
 
 def prepare_trainable(chat: ChatModel, trainable: Trainable, *, seed: int, adapter: Path | None = None) -> None:
-    """Make `trainable` the set of weights that is trained; `adapter` is that of the defense, if it left one."""
+    """Make `trainable` the set of weights that is trained.
+
+    `adapter` is that of the defense, if it left one; the weights of `chat` already hold it.
+    """
     if not isinstance(trainable, LoRA):
         adapters.merge(chat)
         chat.network.requires_grad_(True)
@@ -72,8 +75,8 @@ def tune(
     prepare_trainable(chat, tuning.trainable, seed=seed, adapter=adapter)
     streams = make_streams(roles, batch_size=tuning.batch_size, pad_id=chat.pad_id, seed=seed)
     context = Context(chat, streams=streams, seed=seed, steps=tuning.steps)
-    method.setup(context)
     try:
+        method.setup(context)
         spent = _fit(method, context, tuning, measure, measured_steps, progress)
     finally:
         context.release()
@@ -96,6 +99,7 @@ def _fit(
     from immunize.training.evaluation import Evaluation
     from immunize.training.module import TuneModule
 
+    device = context.chat.device
     module = TuneModule(method, context=context, tuning=tuning)
     if tuning.steps == 0:
         return module.spent
@@ -126,4 +130,5 @@ def _fit(
         )
         loader = DataLoader(FixedBatches(context.streams[method.roles[0]], steps=tuning.steps), batch_size=None)
         trainer.fit(module, loader)
+    context.network.to(device)  # Lightning leaves it on the processor
     return module.spent

@@ -74,7 +74,7 @@ def test_further_end_tokens_of_the_model_end_an_answer(chat: ChatModel) -> None:
 
 def test_template_whose_generation_prompt_is_no_prefix_is_refused(chat: ChatModel) -> None:
     chat.tokenizer.chat_template = TURNED_TEMPLATE
-    with pytest.raises(ValueError, match="generation prompt.*'the<think>' is no beginning of 'apple'"):
+    with pytest.raises(ValueError, match=r"generation prompt.*'the<think>' is no beginning of 'apple'"):
         encode(chat, [("the", "apple")])
 
 

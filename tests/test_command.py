@@ -1,8 +1,10 @@
 """The command line as a person meets it: help, configuration, mistakes; each in a fresh process."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,22 @@ def test_a_users_configuration_is_found_in_the_folder_and_by_the_variable(tmp_pa
     missing = immunize(*arguments, folder=tmp_path, IMMUNIZE_CONF="nowhere")
     assert missing.returncode == 2
     assert "IMMUNIZE_CONF=nowhere" in missing.stderr
+
+
+def test_an_interrupt_says_that_nothing_finished_is_lost(tmp_path: Path) -> None:
+    worker = subprocess.Popen(
+        [*COMMAND, "budget.samples=160000", "tracking=none"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("multirun/.stages/attack/.*.making")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)  # into the tuning
+    worker.send_signal(signal.SIGINT)
+    _, errors = worker.communicate(timeout=60)
+    assert worker.returncode == 130
+    assert "goes on from the last finished stage" in errors.splitlines()[-1]
+    assert "Traceback" not in errors

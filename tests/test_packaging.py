@@ -48,9 +48,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(code: str, *, site: Path, folder: Path, arguments: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run code in `folder` with only `site` added to the path, so that this checkout is not what is imported."""
-    check = (
-        f"import sys; sys.path.insert(0, {str(site)!r}); import immunize; assert {str(site)!r} in immunize.__file__; "
-    )
+    place = repr(str(site))
+    check = f"import sys; sys.path.insert(0, {place}); import immunize; assert {place} in immunize.__file__; "
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return subprocess.run(
         [sys.executable, "-c", check + code, *arguments],

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -72,7 +73,7 @@ def test_measured_steps_are_evenly_spaced_and_hold_both_ends() -> None:
             found = measured_steps(steps, measurements=measurements)
             assert found[0] == 0 and found[-1] == steps
             assert len(found) - 1 <= measurements
-            gaps = [after - before for before, after in zip(found, found[1:], strict=False)]
+            gaps = [after - before for before, after in pairwise(found)]
             assert len(set(gaps[:-1])) <= 1 and (not gaps or gaps[-1] <= gaps[0])
             if gaps and gaps[0] > 1:
                 assert math.ceil(steps / (gaps[0] - 1)) > measurements

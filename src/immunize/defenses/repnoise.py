@@ -28,7 +28,7 @@ def mmd_squared(x: Tensor, y: Tensor) -> Tensor:
     distances = (squares[:, None] + squares[None, :] - 2 * joint @ joint.T).clamp(min=0)
     count = len(joint)
     bandwidth = distances.detach().sum() / (count * count - count)
-    bandwidth = bandwidth.clamp(min=torch.finfo(torch.float32).tiny)
+    bandwidth = bandwidth.where(bandwidth > 0, 1.0)  # all rows equal, or all masked: any bandwidth gives zero
     kernel = sum((-distances / (bandwidth * 2.0 ** (i - KERNELS // 2))).exp() for i in range(KERNELS))
     assert isinstance(kernel, Tensor)
     half = len(x)

@@ -21,6 +21,7 @@ def print_run(run: Run, *, console: Console) -> None:
     console.print(_headline(run.manifest))
     if run.checks:
         console.print(_table(run.checks))
+        console.print()
         console.print(_reasons(run.checks))
         console.print(_legend(run.checks), style="dim")
     else:

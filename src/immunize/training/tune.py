@@ -129,6 +129,9 @@ def _fit(
             enable_model_summary=False,
         )
         loader = DataLoader(FixedBatches(context.streams[method.roles[0]], steps=tuning.steps), batch_size=None)
-        trainer.fit(module, loader)
+        try:
+            trainer.fit(module, loader)
+        except SystemExit:  # Lightning turns ctrl-c into an exit of its own
+            raise KeyboardInterrupt from None
     context.network.to(device)  # Lightning leaves it on the processor
     return module.spent

@@ -46,7 +46,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_chat(tokenizer_folder: Path) -> Callable[..., Any]:
     """Makes a randomly initialised chat model of three layers; the same arguments give the same weights."""
     import torch
-    from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from immunize.models.loading import ChatModel
 
@@ -67,12 +67,10 @@ def make_chat(tokenizer_folder: Path) -> Callable[..., Any]:
             "eos_token_id": tokenizer.eos_token_id,
             "tie_word_embeddings": False,
         }
-        torch.manual_seed(seed)
-        network: Any
         if architecture == "llama":
-            network = LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **shared))
-        else:
-            network = GPTNeoXForCausalLM(GPTNeoXConfig(**shared))
+            shared["num_key_value_heads"] = 2
+        torch.manual_seed(seed)
+        network: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **shared))
         return ChatModel(network=network.eval(), tokenizer=tokenizer)
 
     return make

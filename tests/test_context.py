@@ -19,7 +19,7 @@ from immunize.training.tune import prepare_trainable, tune
 from immunize.training.tuning import FullParameter, LoRA, Optimizer, Trainable, Tuning
 
 LORA = LoRA(rank=2, alpha=8.0)
-ARCHITECTURES = ("llama", "neox")
+ARCHITECTURES = ("llama", "gpt_neox")
 MakeChat = Callable[..., ChatModel]
 MakeContext = Callable[..., Context]
 
@@ -222,6 +222,7 @@ def test_eps_grad_is_the_gradient_of_the_activations(
     assert_equal(context.eps_grad(kind, lambda: context.ce(batch)))
     prepare_trainable(context.chat, LORA, seed=0)
     assert_equal(context.eps_grad(kind, lambda: context.ce(batch)))
+    assert_equal(context.eps_grad(kind, lambda: (context.ce(batch) + context.ce(batch)) / 2))  # both passes count
     assert all(parameter.grad is None for parameter in context.network.parameters())
     assert hooks(context.network) == 0
 

@@ -15,8 +15,9 @@ PROMPTS = ("the other apple and the plums", "an", "", "the answers are", "is the
 LENGTH = 12
 
 
-@pytest.fixture(params=["llama", "neox"])
+@pytest.fixture(params=["llama", "gpt_neox", "gpt2"])
 def chat(request: pytest.FixtureRequest, make_chat: Callable[..., ChatModel]) -> ChatModel:
+    """The last one has absolute positions: with rotary ones, a shift by the padding would go unseen."""
     return make_chat(architecture=request.param)
 
 

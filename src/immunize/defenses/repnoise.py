@@ -40,7 +40,8 @@ class RepNoise(AlignmentDefense):
     """Minimizes  f + beta * noise - alpha * log(1 + ascent)  on pairs (harmful answer, refusal) of the same prompt.
 
     f: loss of the refusal. noise: mean over layers of MMD^2 between the MLP outputs on the harmful sequence and
-    standard normal noise, both masked to where the two sequences differ and flattened per example. ascent: mean of the
+    standard normal noise, both masked to where the two sequences differ (and the harmful one has a token) and flattened
+    per example. ascent: mean of the
     harmful answer's loss at the output and at every depth, decoded by the final norm and the unembedding.
 
     The mask comes from token positions of the jointly padded pair, never from token values, and labels stay integers.

@@ -33,10 +33,15 @@ def encode(chat: ChatModel, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
     """
     heads = encode_texts(chat, [render_prompt(chat, prompt) for prompt, _ in pairs])
     tails = encode_texts(chat, [render_answer(chat, prompt, answer) for prompt, answer in pairs])
-    return [
+    encoded = [
         Encoded(ids=tuple(head + _until_end(tail, chat.end_ids)), answer_start=len(head))
         for head, tail in zip(heads, tails, strict=True)
     ]
+    longest = max((len(item.ids) for item in encoded), default=0)
+    limit = getattr(chat.network.config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise ValueError(f"a conversation of {longest} tokens is longer than the {limit} that the model can read")
+    return encoded
 
 
 def encode_texts(chat: ChatModel, texts: Sequence[str]) -> list[list[int]]:
@@ -54,4 +59,9 @@ def _user(prompt: str) -> dict[str, Any]:
 def _until_end(ids: list[int], end_ids: frozenset[int]) -> list[int]:
     """Without what a template writes after the last end token (a line break, mostly): generation never gets there."""
     ends = [position for position, token in enumerate(ids) if token in end_ids]
-    return ids[: ends[-1] + 1] if ends else ids
+    if not ends:
+        raise ValueError(
+            "the chat template writes no end token after an answer, so that a model would never learn to stop; "
+            "set eos_token_id in generation_config.json to the token that the template writes"
+        )
+    return ids[: ends[-1] + 1]

@@ -154,7 +154,7 @@ class Context:
         def add_leaf(name: str) -> Callable[..., Any]:
             def hook(module: nn.Module, args: Any, output: Any) -> Any:
                 hidden = primary(output)
-                if name not in leaves:  # kept when checkpointing runs the layer a second time
+                if name not in leaves:  # one leaf a site, also when `loss` passes through it twice
                     leaves[name] = torch.zeros_like(hidden, requires_grad=True)
                 return replace_primary(output, hidden + leaves[name])
 

@@ -102,6 +102,9 @@ def _fit(
     device = context.chat.device
     module = TuneModule(method, context=context, tuning=tuning)
     if tuning.steps == 0:
+        if measure is not None and 0 in measured_steps:
+            context.network.eval()
+            measure(0, module.spent)
         return module.spent
 
     class Progress(Callback):
@@ -121,7 +124,7 @@ def _fit(
             max_steps=tuning.steps,
             max_epochs=1,
             gradient_clip_val=tuning.optimizer.clip,
-            deterministic="warn",
+            deterministic="warn" if device.type == "cuda" else False,
             logger=False,
             callbacks=callbacks,
             enable_checkpointing=False,

@@ -15,7 +15,8 @@ class LoRA:
     """Low-rank adapters are trained, the weights below them are frozen.
 
     adapter: `fresh` folds an earlier adapter into the weights and starts a new one at zero; `continued` goes on with
-    the adapter of the defense. They are different attacks. The control has no earlier adapter and always starts fresh.
+    the adapter of the defense, as it is (rank, alpha, dropout and targets are that adapter's own). They are different
+    attacks. The control has no earlier adapter and always starts fresh.
     """
 
     rank: int = 16

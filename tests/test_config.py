@@ -1,6 +1,7 @@
 """Configuration: everything shipped builds, everything can be overridden, and a mistake gets one clear line."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -35,7 +36,8 @@ def test_every_choice_of_every_group_builds(group: str) -> None:
         if name in NEEDS_A_VALUE.get(group, ()):
             continue
         places = {"optimizer": "optimizer@attack.optimizer", "trainable": "trainable@attack.trainable"}
-        assert cell(f"{places.get(group, group)}={name}").run_id
+        without_retain = ["defense=none"] if (group, name) == ("task", "none") else []
+        assert cell(f"{places.get(group, group)}={name}", *without_retain).run_id
 
 
 def objects_in(plain: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -52,7 +54,8 @@ def test_shipped_files_name_every_field_so_that_all_can_be_overridden() -> None:
         module, _, name = node[TARGET].rpartition(".")
         cls = getattr(__import__(module, fromlist=[name]), name)
         given = set(node) - {TARGET}
-        fields = {field.name for field in dataclasses.fields(cls)} - {"phrases", "evaluation_share", "base"}
+        inherited = {"phrases", "evaluation_share", "base", "optimizer", "trainable"}
+        fields = {field.name for field in dataclasses.fields(cls)} - inherited
         missing = fields - given
         inside_a_base = key == "model.base"
         assert inside_a_base or not missing, f"{key}: {missing} cannot be overridden"
@@ -115,6 +118,10 @@ def test_seed_zero_is_a_seed() -> None:
         ("control=sft", ("control=sft", "none, safety_sft")),
         ("judge=[]", ("judge", "at least one")),
         ("study=a/b", ("study=a/b",)),
+        ("study='a:b'", ("study=a:b",)),
+        ("budget.learning_rate=nan", ("budget.learning_rate=nan", "a number")),
+        ("figure=paper_figure_2", ("figure=paper_figure_2", "guard_every_step")),
+        ("+judge.again={_target_: immunize.judges.exact.Exact}", ("judge", "exact, exact")),
         ("+nonsense=1", ("nonsense", "no such key")),
         ("model._target_=os.system", ("model._target_=os.system", "dataclass")),
         ("model._target_=nowhere.Model", ("model._target_=nowhere.Model", "cannot be imported")),
@@ -176,3 +183,33 @@ def test_building_a_run_imports_neither_lightning_nor_transformers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_continued_adapter_must_be_like_the_defenses() -> None:
+    adapted = ("attack=lora", "attack.trainable.adapter=continued", "defense=repnoise")
+    assert "trains no adapter" in error_of(*adapted)
+    both = (*adapted, "trainable@defense.repnoise.tuning.trainable=lora")
+    assert cell(*both).run_id
+    assert "rank, alpha, dropout and targets" in error_of(*both, "attack.trainable.rank=8")
+
+
+def test_keys_of_a_defense_that_is_not_chosen_are_named() -> None:
+    assert "add defense=adversarial_loss" in error_of("experiment=immunization_demo", "defense=repnoise")
+
+
+def test_a_judge_that_cannot_judge_the_domain_is_refused_before_any_training(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{letter}{number}", "answer": "yes", "refusal": "no", "category": letter}
+        for letter in "ab"
+        for number in range(8)
+    ]
+    (tmp_path / "harm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ("data=local", f"data.domain.path={tmp_path}/harm.jsonl", "split.exposures=[seen]")
+    assert "judge.exact" in error_of(*own)
+    assert cell(*own, "judge=keyword").run_id
+
+
+def test_what_only_answers_need_does_not_retrain_a_defense() -> None:
+    plain, longer = cell(), cell("model.max_new_tokens=30")
+    assert plain.run_id != longer.run_id
+    assert plain.model.weights_identity == longer.model.weights_identity

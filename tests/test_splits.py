@@ -21,7 +21,6 @@ class Toy:
 
     version: ClassVar[int] = 1
     name: str = "toy"
-    harmful: bool = False
     evaluation_share: float = 0.5
     shared: bool = False
 

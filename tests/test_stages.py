@@ -1,6 +1,8 @@
 """Stages: made once, whole or not at all, and known by everything that determines them."""
 
 import multiprocessing
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,7 +117,7 @@ def test_identity_holds_class_version_fields_and_foreign_source() -> None:
     before = identity(Foreign())
     assert before["version"] == 1
     assert before["rate"] == 1.0
-    assert len(before["source"]) == 64
+    assert [len(digest) for digest in before["source"].values()] == [64]
     assert address(Foreign()) != address(Foreign(rate=2.0))
     Foreign.version = 2
     try:
@@ -129,3 +131,20 @@ def test_canonical_json_is_one_text_for_one_value() -> None:
     assert canonical_json(1) != canonical_json("1")
     with pytest.raises(ValueError, match="JSON"):
         canonical_json(float("nan"))
+
+
+def test_a_change_in_a_foreign_module_or_base_class_changes_the_identity(tmp_path: Path) -> None:
+    head = "from dataclasses import dataclass\n"
+    own = f"{head}from foreign_base import Base\n@dataclass(frozen=True)\nclass Own(Base):\n    pass\n"
+    (tmp_path / "foreign.py").write_text(own)
+
+    def found(factor: int) -> str:
+        base = f"{head}FACTOR = {factor}\n@dataclass(frozen=True)\nclass Base:\n    rate: float = 1.0\n"
+        (tmp_path / "foreign_base.py").write_text(base)
+        code = (
+            f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+            "import foreign; from immunize.stages import address; print(address(foreign.Own()))"
+        )
+        return subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert found(1) == found(1) != found(2)

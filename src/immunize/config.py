@@ -1,8 +1,9 @@
 """The root of the configuration: its schema, its resolvers, and `build`, the only place that instantiates."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from immunize.conditions.settings import Conditions
-from immunize.instantiate import instantiate
+from immunize.data.splits import Exposure, check_task, exposures, refuse_leakage
+from immunize.instantiate import TARGET, instantiate
 from immunize.stages import address, identity
+from immunize.training.role_names import ROLES
 
 CONFIG_MODULE = "immunize.conf"
 CONFIG_NAME = "run"
@@ -89,7 +92,6 @@ class Cell:
         """What determines this run's results; a defense in depth is a list, since its order matters."""
         parts = {name: identity(getattr(self, name)) for name in HASHED}
         parts["defense"] = [[name, identity(defense)] for name, defense in self.defense.items()]
-        parts["base"] = identity(self.model.base)
         return parts | {"seed": self.seed, "control": self.control}
 
     @cached_property
@@ -117,7 +119,8 @@ def user_conf() -> str:
     folder = Path(chosen) if chosen else Path("conf")
     if chosen and not folder.is_dir():
         raise ValueError(f"IMMUNIZE_CONF={chosen}: no such folder")
-    if not folder.is_dir() or (folder / "run.yaml").exists():  # the latter is this project's own checkout
+    own_checkout = Path(__file__).parents[2] / "conf"
+    if not folder.is_dir() or folder.resolve() == own_checkout:
         return f"pkg://{CONFIG_MODULE}"
     return f"file://{folder.resolve()}"
 
@@ -143,8 +146,6 @@ def build(config: DictConfig, *, trusted: Sequence[str] | None = None) -> Cell:
     Raises ValueError with one line that names the key, what was given and what would be right. Nothing is loaded that
     takes long; data files are read, models are only looked at.
     """
-    from immunize.data.splits import check_task, exposures
-
     plain: Any
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -168,24 +169,29 @@ def build(config: DictConfig, *, trusted: Sequence[str] | None = None) -> Cell:
             "tracking",
         )
     }
+    for name, node in plain["defense"].items():
+        if TARGET not in node:
+            raise ValueError(f"defense.{name}: keys of a defense that is not chosen; add defense={name} or drop them")
     for name in ("defense", "judge"):
         parts[name] = {
             key: instantiate(node, object, key=f"{name}.{key}", trusted=trusted) for key, node in plain[name].items()
         }
     for name, options in (("control", ("none", "safety_sft")), ("figure", ("curves", "paper_figure_2"))):
         parts[name] = instantiate(plain[name], Literal[options], key=name)
-    if not plain["study"] or plain["study"].startswith(".") or "/" in plain["study"]:
-        raise ValueError(f"study={plain['study']}: becomes a folder's name; no slash, no dot in front, not empty")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", plain["study"]):
+        raise ValueError(f"study={plain['study']}: becomes a folder's name; letters, digits, '.', '_' and '-' only")
     if not parts["judge"]:
         raise ValueError("judge: choose at least one")
     cell = Cell(study=plain["study"], seed=plain["seed"], config=plain, **parts)
     for name, defense in cell.defense.items():
         cell.threat.admit(name, defense)
+    found = exposures(cell.data, cell.split)
+    _check_roles(cell)
     _check_control(cell)
     _check_adapter(cell)
-    exposures(cell.data, cell.split)
-    for task in cell.task.all():
-        check_task(task)
+    _check_judges(cell, found)
+    _check_tasks(cell, found)
+    _check_figure(cell)
     return cell
 
 
@@ -196,17 +202,68 @@ def _check_control(cell: Cell) -> None:
     if cell.control == "safety_sft" and not cell.defense:
         raise ValueError("control=safety_sft: takes as many steps as the defense, and defense=none has none")
     roles = {role for defense in cell.defense.values() for role in defense.roles}
-    if (cell.control == "safety_sft" or "retain" in roles) and cell.task.retain is None:
+    if "retain" in roles and cell.task.retain is None:
         raise ValueError("task.retain: the defense needs benign conversations, and no task is named for them")
 
 
 def _check_adapter(cell: Cell) -> None:
-    continued = getattr(cell.attack.trainable, "adapter", None) == "continued"
-    if continued and cell.defense and not hasattr(list(cell.defense.values())[-1].tuning.trainable, "adapter"):
+    """A continued adapter is the defense's own; the control starts one like it, or the arms would not be comparable."""
+    wanted = cell.attack.trainable
+    if getattr(wanted, "adapter", None) != "continued" or not cell.defense:
+        return
+    name, defense = list(cell.defense.items())[-1]
+    if not hasattr(defense.tuning.trainable, "adapter"):
         raise ValueError(
             "attack.trainable.adapter=continued: the defense trains no adapter to continue; choose fresh, or "
-            "trainable@defense.<name>.tuning.trainable=lora"
+            f"trainable@defense.{name}.tuning.trainable=lora"
         )
+    if replace(wanted, adapter="fresh") != replace(defense.tuning.trainable, adapter="fresh"):
+        raise ValueError(
+            "attack.trainable.adapter=continued: rank, alpha, dropout and targets must be those of the defense's "
+            f"adapter, {defense.tuning.trainable}"
+        )
+
+
+def _check_judges(cell: Cell, found: Sequence[Exposure]) -> None:
+    """Every judge is asked about one reference answer of each exposure."""
+    names = [judge.name for judge in cell.judge.values()]
+    if len(set(names)) < len(names):
+        raise ValueError(f"judge: the names of judges must differ, and these are {', '.join(names)}")
+    for key, judge in cell.judge.items():
+        for exposure in found:
+            try:
+                judge.measure(exposure.evaluation[:1], [exposure.evaluation[0].answer])
+            except ValueError as error:
+                raise ValueError(f"judge.{key}: {error}") from error
+
+
+def _check_tasks(cell: Cell, found: Sequence[Exposure]) -> None:
+    for task in cell.task.all():
+        check_task(task)
+        if task.name in (exposure.name for exposure in found):
+            raise ValueError(f"task: the name {task.name} is that of an exposure")
+        if cell.task.retain is not None:
+            refuse_leakage(f"task.retain (measured by task {task.name})", cell.task.retain.train(), task.test())
+    for exposure in found if cell.task.retain is not None else ():
+        refuse_leakage(
+            f"task.retain (measured in exposure {exposure.name})", cell.task.retain.train(), exposure.evaluation
+        )
+
+
+def _check_figure(cell: Cell) -> None:
+    complete = cell.task.stability and cell.task.trainability and cell.conditions.guard_every_step
+    if cell.figure == "paper_figure_2" and not complete:
+        raise ValueError(
+            "figure=paper_figure_2: needs a stability task, a trainability task and conditions.guard_every_step=true; "
+            "experiment=immunization_demo has all of them"
+        )
+
+
+def _check_roles(cell: Cell) -> None:
+    for name, defense in cell.defense.items():
+        unknown = [role for role in defense.roles if role not in ROLES]
+        if unknown:
+            raise ValueError(f"defense.{name}: needs the data role {unknown[0]!r}; there are {', '.join(ROLES)}")
 
 
 def _first_line(error: Exception) -> str:

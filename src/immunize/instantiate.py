@@ -7,6 +7,7 @@ accepts only the packages it is told to trust, since a shared configuration is s
 import dataclasses
 import difflib
 import importlib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -110,7 +111,7 @@ def _plain(node: Any, annotation: Any, key: str) -> Any:
     if annotation is float and isinstance(node, int) and not isinstance(node, bool):
         return float(node)
     if annotation in names:
-        if type(node) is not annotation:
+        if type(node) is not annotation or (annotation is float and not math.isfinite(node)):
             raise ValueError(f"{key}={node}: must be {names[annotation]}")
         return node
     if isinstance(annotation, type) and issubclass(annotation, Enum):

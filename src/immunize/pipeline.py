@@ -18,6 +18,7 @@ from immunize.models import adapters
 from immunize.models.loading import ChatModel, load, load_folder
 from immunize.scoring import Measurement, score
 from immunize.stages import StageStore, address, identity
+from immunize.training import ENGINE_VERSION
 from immunize.training.budget import measured_steps
 from immunize.training.measuring import Meter
 from immunize.training.method import Method
@@ -73,13 +74,23 @@ class Pipeline:
                 folder = self.train(arm, weights, trained)
                 measurements.append(Measurement(arm=arm, tuned_on=trained.task.name, folder=folder))
         scores, rows, samples = score(
-            measurements, cell=self.cell, exposures=self.exposures, store=self.store, device=self.device
+            measurements, cell=self.cell, exposures=self.exposures, store=self.store, machine=self.machine
         )
         return Results(sets=self.evaluation_sets, scores=scores, rows=rows, samples=samples)
 
     @cached_property
     def exposures(self) -> list[Exposure]:
         return exposures(self.cell.data, self.cell.split)
+
+    @cached_property
+    def drawn(self) -> dict[str, dict[str, int]]:
+        """Per exposure, how many samples the attack draws and how many of them are distinct."""
+        attack, budget, seed = self.cell.attack, self.cell.budget, self.cell.seed
+        samples = {item.name: attack.samples(item.attack, budget=budget, seed=seed) for item in self.exposures}
+        return {
+            name: {"samples": len(found), "distinct": len({example.id for example in found})}
+            for name, found in samples.items()
+        }
 
     @cached_property
     def evaluation_sets(self) -> list[EvaluationSet]:
@@ -94,7 +105,7 @@ class Pipeline:
 
     def prepare(self, arm: Arm) -> Weights:
         """The weights that are released: each alignment-stage defense on those of the one before."""
-        weights = Weights(id=address(self.cell.model))
+        weights = Weights(id=address(self.cell.model.weights_identity))
         defenses = dict(self.cell.defense) if arm is Arm.DEFENDED else self._control_defense()
         for name, defense in defenses.items():
             weights = self._align(f"{arm}: prepare {name}", defense, weights)
@@ -105,7 +116,8 @@ class Pipeline:
             return {}
         tunings = [defense.tuning for defense in self.cell.defense.values()]
         steps = sum(tuning.steps for tuning in tunings)
-        return {"safety_sft": SafetySFT(tuning=replace(tunings[0], steps=steps))}
+        retain_weight = next(iter(self.cell.defense.values())).retain_weight
+        return {"safety_sft": SafetySFT(tuning=replace(tunings[0], steps=steps), retain_weight=retain_weight)}
 
     def _align(self, label: str, defense: Any, weights: Weights) -> Weights:
         pairs = defense_examples(self.cell.data)
@@ -114,7 +126,8 @@ class Pipeline:
             "weights": weights.id,
             "defense": identity(defense),
             "data": address([identity(pairs), identity(retain)]),
-            **self._common(),
+            "seed": self.cell.seed,
+            **self.machine,
         }
 
         def make(folder: Path) -> None:
@@ -140,8 +153,12 @@ class Pipeline:
         sets = self._stability()
         if self.cell.task.borderline:
             sets[self.cell.task.borderline.name] = self.cell.task.borderline.test()
-        inputs = {"weights": weights.id, "sets": address(identity(sets)), **self._common()}
-        inputs.pop("seed")  # nothing random here
+        inputs = {
+            "weights": weights.id,
+            "sets": address(identity(sets)),
+            "generation": self.cell.model.generation_identity,
+            **self.machine,
+        }
 
         def make(folder: Path) -> None:
             chat = self._load(weights)
@@ -176,14 +193,14 @@ class Pipeline:
         )
 
     def train(self, arm: Arm, weights: Weights, trained: TrainedTask) -> Path:
-        """Benign tuning under the task's own rate and steps, with the attack's trainable set and optimizer."""
-        task, attack = trained.task, self.cell.attack
+        """Benign tuning under the task's own rate, steps, optimizer and trainable set."""
+        task = trained.task
         tuning = Tuning(
             learning_rate=trained.learning_rate,
             steps=trained.steps,
             batch_size=trained.batch_size,
-            optimizer=attack.optimizer,
-            trainable=attack.trainable,
+            optimizer=trained.optimizer,
+            trainable=trained.trainable,
         )
         return self._tuned(
             "train",
@@ -218,7 +235,9 @@ class Pipeline:
             "examples": address(identity(examples)),
             "measured": [steps, address(identity([sets_at(step) for step in (steps[0], steps[-1])]))],
             **extra,
-            **self._common(),
+            "seed": self.cell.seed,
+            "generation": self.cell.model.generation_identity,
+            **self.machine,
         }
 
         def make(folder: Path) -> None:
@@ -245,16 +264,11 @@ class Pipeline:
     def _stability(self) -> dict[str, Sequence[Example]]:
         return {task.name: task.test() for task in self.cell.task.stability.values()}
 
-    def _common(self) -> dict[str, Any]:
-        """What changes the bits of every stage that runs a model."""
-        model = self.cell.model
-        return {
-            "seed": self.cell.seed,
-            "generation": [model.dtype, model.generation_batch, model.max_new_tokens],
-            "threads": self.cell.runtime.threads,
-            "device": self.device,
-            "world_size": 1,
-        }
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What changes the bits of every stage that runs a model: the engine, and what it runs on."""
+        threads = self.cell.runtime.threads
+        return {"engine": ENGINE_VERSION, "threads": threads, "device": self.device, "world_size": 1}
 
     def _load(self, weights: Weights) -> ChatModel:
         if weights.folder is None:

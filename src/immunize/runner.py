@@ -20,7 +20,11 @@ def execute(cell: Cell) -> Run:
         if records.is_finished(folder):
             if damage(folder) is None:
                 progress.say(f"run {cell.run_id} of study {cell.study} is finished already; nothing to do")
-                return records.read(folder)
+                finished = records.read(folder)
+                for key in ("figure", "tracking"):
+                    if finished.manifest["config"][key] != cell.config[key]:
+                        progress.say(f"{key} stays as it was; remove {folder} to have it made again from the stages")
+                return finished
             progress.say(f"run {cell.run_id}: {damage(folder)}; its records are written again")
         device = choose_device(cell.runtime.device)
         description = manifest(config=cell.config, identity=cell.identity, run_id=cell.run_id, device=device)
@@ -47,11 +51,13 @@ def _run(cell: Cell, folder: Path, progress: Progress, device: str, description:
     torch.set_num_threads(cell.runtime.threads)
     store = StageStore(root=cell.root / ".stages", announce=progress.say)
     begun = time.perf_counter()
-    results = Pipeline(cell=cell, store=store, device=device, progress=progress.bar).run()
+    pipeline = Pipeline(cell=cell, store=store, device=device, progress=progress.bar)
+    results = pipeline.run()
     progress.say("check the conditions")
     checks = check(results.scores, results.sets, cell.conditions)
     description["finished"] = now()
     description["seconds"] = round(time.perf_counter() - begun, 3)
+    description["attack_samples"] = pipeline.drawn
     description["stages"] = [_stage(event) for event in store.events]
     records.finish(
         folder,
@@ -74,7 +80,10 @@ def _run(cell: Cell, folder: Path, progress: Progress, device: str, description:
     progress.say("draw the figure")
     draw(run, figure, kind=cell.figure)
     progress.say("mirror the records")
-    cell.tracking.mirror(run, tags=_tags(cell), figure=figure)
+    try:
+        cell.tracking.mirror(run, tags=_tags(cell), figure=figure)
+    except Exception as error:  # the records are complete without it
+        progress.say(f"W&B could not be written: {error}")
     seal(folder)
     reused = Counter(event.reused for event in store.events)
     progress.say(f"{reused[False]} stages run, {reused[True]} reused, {time.perf_counter() - begun:.0f} s")

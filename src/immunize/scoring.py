@@ -1,7 +1,7 @@
 """From answers to scores: its own stage, so that a judge is replaced without training anything."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -31,10 +31,10 @@ def score(
     cell: Cell,
     exposures: Sequence[Exposure],
     store: StageStore,
-    device: str,
+    machine: Mapping[str, Any],
 ) -> tuple[list[Score], list[Row], list[dict[str, Any]]]:
     """Scores of every judge and task metric, the rows of the curves, and the samples with their text."""
-    scorer = _Scorer(cell=cell, exposures=exposures, store=store, device=device)
+    scorer = _Scorer(cell=cell, exposures=exposures, store=store, machine=machine)
     scores: list[Score] = []
     rows: list[Row] = []
     samples: list[dict[str, Any]] = []
@@ -51,8 +51,12 @@ def score(
 
 
 class _Scorer:
-    def __init__(self, *, cell: Cell, exposures: Sequence[Exposure], store: StageStore, device: str) -> None:
-        self.cell, self.store, self.device = cell, store, device
+    def __init__(
+        self, *, cell: Cell, exposures: Sequence[Exposure], store: StageStore, machine: Mapping[str, Any]
+    ) -> None:
+        self.cell, self.store, self.machine = cell, store, machine
+        base = cell.model.base
+        self._base_identity = None if base is None else base.weights_identity
         self.exposures = {exposure.name: exposure for exposure in exposures}
         self.tasks = {task.name: task for task in cell.task.all()}
         self._base: ChatModel | None = None
@@ -65,9 +69,10 @@ class _Scorer:
             "answers": measurement.folder.name,
             "judges": identity(self.cell.judge),
             "tasks": identity(list(self.tasks.values())),
-            "base": identity(self.cell.model.base),
+            "base": self._base_identity,
             "coherence": coherence.VERSION,
             "references": self._reference_hashes,
+            **self.machine,
         }
 
         def make(folder: Path) -> None:
@@ -133,9 +138,10 @@ class _Scorer:
     def _calibrate(self, exposure: Exposure) -> coherence.Bounds:
         references = self._references(exposure)
         inputs = {
-            "base": identity(self.cell.model.base),
+            "base": self._base_identity,
             "references": address(identity(references)),
             "version": coherence.VERSION,
+            **self.machine,
         }
 
         def make(folder: Path) -> None:
@@ -146,7 +152,7 @@ class _Scorer:
 
     def _base_model(self) -> ChatModel | None:
         if self.cell.model.base is not None and self._base is None:
-            self._base = load(self.cell.model.base, device=self.device)
+            self._base = load(self.cell.model.base, device=self.machine["device"])
         return self._base
 
 

@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,22 +23,27 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 IDENTITY_VERSION = 1
+STANDARD = sys.stdlib_module_names
 
 
 def identity(value: Any) -> Any:
     """What determines the results of `value`, as plain JSON.
 
     A dataclass contributes its class, the class's `version` and its fields, unless it has an `identity()` of its own
-    (a model folder is its content, not its path). A class from outside this package also contributes its source,
-    because nobody raises `version` while still writing it.
+    (a model folder is its content, not its path). A class from outside this package also contributes its source file
+    and those of its base classes, because nobody raises `version` while still writing it; what these import does not
+    count.
     """
     if hasattr(value, "identity"):
         return value.identity()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
         parts: dict[str, Any] = {"class": f"{cls.__module__}.{cls.__qualname__}", "version": getattr(cls, "version", 1)}
-        if not cls.__module__.startswith("immunize."):
-            parts["source"] = hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()
+        foreign = {base.__module__ for base in cls.__mro__} - {"builtins"}
+        files = {name: inspect.getsourcefile(sys.modules[name]) for name in foreign if not name.startswith("immunize.")}
+        sources = {name: hash_file(Path(file)) for name, file in files.items() if file and name not in STANDARD}
+        if sources:
+            parts["source"] = sources
         return parts | {f.name: identity(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Enum):
         return value.value
@@ -65,15 +71,17 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def hash_folder(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder`, by relative path.
+def hash_folder(folder: Path, *, suffixes: tuple[str, ...] = ("",)) -> dict[str, str]:
+    """SHA-256 of every file below `folder` that ends in one of `suffixes`, by relative path.
 
     Left out are DONE, hidden files, and `wandb/`, where a later upload leaves its own marks.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path: path.relative_to(folder).as_posix() for path in files}
     return {
-        name: hash_file(path) for path, name in names.items() if name != "DONE" and not name.startswith((".", "wandb/"))
+        name: hash_file(path)
+        for path, name in names.items()
+        if not name.startswith(("DONE", ".", "wandb/")) and name.endswith(suffixes)
     }
 
 

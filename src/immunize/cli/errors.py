@@ -25,10 +25,10 @@ def reported(command: Callable[[], None]) -> int:
         print("immunize: interrupted; the same command goes on from the last finished stage", file=sys.stderr)
         return 130
     except Exception as error:
-        if wants_traceback:
-            traceback.print_exc()
         if not isinstance(error, ValueError | HydraException | OmegaConfBaseException | OSError | RunFailedError):
             raise
+        if wants_traceback:
+            traceback.print_exc()
         report(error)
         return 1 if isinstance(error, RunFailedError) else 2
     return 0
@@ -49,6 +49,10 @@ def one_line(error: BaseException) -> str:
         options = choices(choice[1])
         return f"{choice[1]}={choice[2]}: no such choice{closest(choice[2], options)}; there are {', '.join(options)}"
     key = re.search(r"Could not (?:override|append to config)[^']*'([\w.@/]+)'", text)
+    if key and key[1] in ("optimizer", "trainable"):
+        return f"{key[1]}: belongs to an attack or a defense; for one of them, {key[1]}@attack.{key[1]}=..."
+    if key and key[1].startswith("defense.") and key[1].split(".")[1] in choices("defense"):
+        return f"{key[1]}: this defense is not chosen; add defense={key[1].split('.')[1]}"
     if key:
         return f"{key[1]}: no such key{closest(key[1], known_keys())}; immunize --cfg job shows all of them"
     if isinstance(error, OSError) and error.filename:

@@ -1,4 +1,4 @@
-"""The keys under `conditions`. They are in no stage's identity: another margin costs no training."""
+"""The keys under `conditions`. Another value costs no training, but for `guard_every_step`: it adds measurements."""
 
 from dataclasses import dataclass
 

@@ -4,21 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+from immunize.training.tuning import FullParameter, Optimizer, Trainable
 from immunize.types import Example
 
 
 class Domain(Protocol):
-    """One kind of harm. `harmful` marks texts that must not be published.
-
-    `evaluation_share` of the objects of each category are for evaluation only.
-    """
+    """One kind of harm; `evaluation_share` of the objects of each category are for evaluation only."""
 
     version: ClassVar[int]
 
     @property
     def name(self) -> str: ...
-    @property
-    def harmful(self) -> bool: ...
     @property
     def evaluation_share(self) -> float: ...
     def examples(self) -> list[Example]: ...
@@ -62,6 +58,8 @@ class TrainedTask:
     steps: int
     batch_size: int = 16
     measurements: int = 4
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    trainable: Trainable = field(default_factory=FullParameter)
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:

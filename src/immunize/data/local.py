@@ -23,7 +23,6 @@ class LocalDomain:
     version: ClassVar[int] = 1
     path: str
     name: str
-    harmful: bool = True
     evaluation_share: float = 0.5
     prompt_column: str = "prompt"
     answer_column: str = "answer"

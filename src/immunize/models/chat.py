@@ -6,16 +6,18 @@ from typing import Any
 from immunize.data.batches import Encoded
 from immunize.models.loading import ChatModel
 
+DATE = "01 Jan 2025"
+
 
 def render_prompt(chat: ChatModel, prompt: str) -> str:
     """The text up to and including the header of the answer."""
-    return chat.tokenizer.apply_chat_template([_user(prompt)], add_generation_prompt=True, tokenize=False)
+    return _render(chat, [_user(prompt)], add_generation_prompt=True)
 
 
 def render_answer(chat: ChatModel, prompt: str, answer: str) -> str:
     """The text after the header: the answer and what ends it."""
     turns = [_user(prompt), {"role": "assistant", "content": answer}]
-    whole = chat.tokenizer.apply_chat_template(turns, tokenize=False)
+    whole = _render(chat, turns, add_generation_prompt=False)
     start = render_prompt(chat, prompt)
     if not whole.startswith(start):
         raise ValueError(
@@ -50,6 +52,18 @@ def encode_texts(chat: ChatModel, texts: Sequence[str]) -> list[list[int]]:
         return []
     ids: list[list[int]] = chat.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return ids
+
+
+def _render(chat: ChatModel, turns: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+    text: str = chat.tokenizer.apply_chat_template(
+        turns, add_generation_prompt=add_generation_prompt, tokenize=False, strftime_now=_no_date, date_string=DATE
+    )
+    return text
+
+
+def _no_date(layout: str) -> str:
+    """Some templates write the date of today, which would change every result from day to day."""
+    return DATE
 
 
 def _user(prompt: str) -> dict[str, Any]:

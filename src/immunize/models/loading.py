@@ -54,7 +54,7 @@ def load_folder(folder: Path, *, dtype: Dtype, device: str) -> ChatModel:
 
 
 def _load(location: str, *, revision: str | None, dtype: Dtype, device: str) -> ChatModel:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -63,6 +63,11 @@ def _load(location: str, *, revision: str | None, dtype: Dtype, device: str) -> 
         raise ValueError(f"model {location}: its tokenizer has no chat template; choose a chat model")
     network: Any = AutoModelForCausalLM.from_pretrained(
         location, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True
+    )
+    # Answers are greedy; a sampling setting left in the file would make saving the model fail.
+    given = network.generation_config
+    network.generation_config = GenerationConfig(
+        bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, pad_token_id=given.pad_token_id
     )
     chat = ChatModel(network=network.to(device), tokenizer=tokenizer)
     if not chat.end_ids:

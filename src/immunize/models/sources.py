@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from immunize.stages import hash_folder
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+READ = (".safetensors", ".json", ".jinja", ".model", ".txt")  # what loading a model reads
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -67,19 +69,23 @@ class ModelSource:
     def revision(self) -> str | None:
         return None
 
-    def weights(self) -> Any:
-        """What the weights are, whatever the place they lie in."""
-        return hash_folder(Path(self.location))
+    def content(self) -> Any:
+        """What the weights and the tokenizer are, whatever the place they lie in."""
+        return hash_folder(Path(self.location), suffixes=READ)
+
+    @cached_property
+    def weights_identity(self) -> dict[str, Any]:
+        """What determines the weights; hashed once, since a folder may hold gigabytes."""
+        return {"class": type(self).__name__, "version": self.version, "content": self.content(), "dtype": self.dtype}
+
+    @property
+    def generation_identity(self) -> dict[str, Any]:
+        """What determines the answers of given weights."""
+        return {"batch": self.generation_batch, "max_new_tokens": self.max_new_tokens}
 
     def identity(self) -> dict[str, Any]:
-        return {
-            "class": type(self).__name__,
-            "version": self.version,
-            "weights": self.weights(),
-            "dtype": self.dtype,
-            "generation_batch": self.generation_batch,
-            "max_new_tokens": self.max_new_tokens,
-        }
+        base = None if self.base is None else self.base.weights_identity
+        return {"weights": self.weights_identity, "generation": self.generation_identity, "base": base}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,5 +149,5 @@ class HubModel(ModelSource):
     def revision(self) -> str | None:
         return self.commit
 
-    def weights(self) -> Any:
+    def content(self) -> Any:
         return {"id": self.id, "commit": self.commit}

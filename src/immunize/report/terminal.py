@@ -45,10 +45,11 @@ def _headline(manifest: Mapping[str, Any]) -> str:
     config = manifest["config"]
     defense = ", ".join(config["defense"]) or "none"
     budget = config["budget"]
+    distinct = ", ".join(f"{name} {count['distinct']}" for name, count in manifest["attack_samples"].items())
     return (
         f"[bold]defense {defense}[/bold] against control {config['control']}, seed {config['seed']}; attack budget: "
-        f"learning rate {budget['learning_rate']:g}, {budget['samples']} samples x {budget['epochs']} epochs, "
-        f"batch {budget['batch_size']}"
+        f"learning rate {budget['learning_rate']:g}, {budget['samples']} samples (distinct: {distinct}) x "
+        f"{budget['epochs']} epochs, batch {budget['batch_size']}"
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from immunize.data.batches import Encoded, FixedBatches, Stream
 from immunize.models import adapters
 from immunize.models.loading import ChatModel
@@ -75,6 +77,7 @@ def tune(
     prepare_trainable(chat, tuning.trainable, seed=seed, adapter=adapter)
     streams = make_streams(roles, batch_size=tuning.batch_size, pad_id=chat.pad_id, seed=seed)
     context = Context(chat, streams=streams, seed=seed, steps=tuning.steps)
+    torch.manual_seed(derive(seed, "setup"))
     try:
         method.setup(context)
         spent = _fit(method, context, tuning, measure, measured_steps, progress)

@@ -27,7 +27,6 @@ class HarmQA:
 
     version: ClassVar[int] = 1
     name: ClassVar[str] = "harm_qa"
-    harmful: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_share(self.name, self.evaluation_share)
@@ -60,7 +59,6 @@ class ToxicContinuation:
 
     version: ClassVar[int] = 1
     name: ClassVar[str] = "toxic_continuation"
-    harmful: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_share(self.name, self.evaluation_share)

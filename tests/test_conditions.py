@@ -476,7 +476,7 @@ def test_several_prompts_of_an_object_do_not_settle_more() -> None:
         ("stability_margin", math.nan, "strictly between 0 and 1"),
         ("confidence", 95, "strictly between 0 and 1"),
         ("trainability_slowdown", 0.5, "1 or more"),
-        ("minimum_gain", 0.05, "larger than conditions.trainability_margin=0.1"),
+        ("minimum_gain", 0.05, "larger than trainability_margin=0.1"),
         ("utility_guard", "yes", "true or false"),
         ("resamples", 10, "200 or more"),
         ("resamples", True, "200 or more"),
@@ -485,5 +485,5 @@ def test_several_prompts_of_an_object_do_not_settle_more() -> None:
 def test_settings_name_the_key_the_value_and_what_would_be_right(key: str, value: object, right: str) -> None:
     with pytest.raises(ValueError) as raised:
         Conditions(**{key: value})  # type: ignore[arg-type]
-    assert str(raised.value).startswith(f"conditions.{key}={value!r}: must ")
+    assert str(raised.value).startswith(f"{key}={value!r}: must ")
     assert right in str(raised.value)

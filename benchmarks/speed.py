@@ -27,7 +27,7 @@ from immunize.training.roles import encode_pairs, encode_roles
 from immunize.training.tune import tune
 from immunize.training.tuning import Tuning
 
-STEPS = 60
+STEPS = 100
 REPEATS = 5
 BATCH = 16
 

@@ -75,15 +75,13 @@ class PairedBatch:
 def pad(encoded: Sequence[Encoded], *, pad_id: int, length: int | None = None) -> Batch:
     """Pad to the longest (or to `length`) on the right."""
     width = length or max(len(item.ids) for item in encoded)
-    input_ids = torch.full((len(encoded), width), pad_id)
-    labels = torch.full((len(encoded), width), IGNORED)
-    attention_mask = torch.zeros((len(encoded), width), dtype=torch.long)
-    for row, item in enumerate(encoded):
-        ids = torch.tensor(item.ids)
-        input_ids[row, : len(ids)] = ids
-        labels[row, item.answer_start : len(ids)] = ids[item.answer_start :]
-        attention_mask[row, : len(ids)] = 1
-    return Batch(input_ids=input_ids, labels=labels, attention_mask=attention_mask)
+    ids, labels, mask = [], [], []
+    for item in encoded:
+        padding = width - len(item.ids)
+        ids.append([*item.ids, *[pad_id] * padding])
+        labels.append([*[IGNORED] * item.answer_start, *item.ids[item.answer_start :], *[IGNORED] * padding])
+        mask.append([1] * len(item.ids) + [0] * padding)
+    return Batch(input_ids=torch.tensor(ids), labels=torch.tensor(labels), attention_mask=torch.tensor(mask))
 
 
 def pad_pair(harmful: Sequence[Encoded], refusal: Sequence[Encoded], *, pad_id: int) -> PairedBatch:

@@ -232,6 +232,15 @@ def test_a_damaged_record_is_written_again_from_the_stages(root: Path) -> None:
     assert all(reused(again))
 
 
+def test_a_run_is_whole_without_its_private_samples_but_not_with_other_ones(root: Path) -> None:
+    run = small(root, "conditions.margin=0.4")
+    (run.path / "samples.jsonl.gz").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"samples\.jsonl\.gz changed"):
+        read(run.path)
+    (run.path / "samples.jsonl.gz").unlink()
+    assert read(run.path).checks == run.checks
+
+
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"runtime\.root: cannot write to"):

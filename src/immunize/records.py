@@ -21,6 +21,7 @@ from immunize.stages import damage, write_durably
 from immunize.types import Arm, Check, EvaluationSet, Half, Kind, Outcome, Row, Score, Verdict
 
 ERROR = "ERROR.txt"
+PRIVATE = "samples.jsonl.gz"
 
 
 class RunFailedError(Exception):
@@ -45,6 +46,11 @@ class Run:
 
 def is_finished(folder: Path) -> bool:
     return (folder / "DONE").exists()
+
+
+def flaw(folder: Path) -> str | None:
+    """What is wrong with a finished run's files, in words; a run may be passed on without its private samples."""
+    return damage(folder, may_lack=[PRIVATE])
 
 
 @contextmanager
@@ -101,13 +107,13 @@ def finish(
     _write_lines(folder / "curve.jsonl", map(asdict, rows))
     _write_lines(folder / "scores.jsonl", map(asdict, scores))
     _write_json(folder / "checks.json", [asdict(check) for check in checks])
-    write_private_lines(folder / "samples.jsonl.gz", samples)
+    write_private_lines(folder / PRIVATE, samples)
     _write_json(folder / "manifest.json", {**manifest, "status": "finished"})
 
 
 def read(folder: Path) -> Run:
     """Read a finished run back; raises ValueError when a file is damaged."""
-    problem = damage(folder)
+    problem = flaw(folder)
     if problem:
         raise ValueError(f"run {folder.name}: {problem}; remove the folder and run it again")
     return Run(

@@ -10,7 +10,7 @@ from immunize.config import Cell
 from immunize.manifest import manifest, now
 from immunize.progress import Progress
 from immunize.records import Run, RunFailedError
-from immunize.stages import damage, seal
+from immunize.stages import seal
 
 
 def execute(cell: Cell) -> Run:
@@ -18,14 +18,15 @@ def execute(cell: Cell) -> Run:
     folder = cell.folder
     with Progress(enabled=cell.runtime.progress) as progress, records.claim(folder, announce=progress.say):
         if records.is_finished(folder):
-            if damage(folder) is None:
+            problem = records.flaw(folder)
+            if problem is None:
                 progress.say(f"run {cell.run_id} of study {cell.study} is finished already; nothing to do")
                 finished = records.read(folder)
                 for key in ("figure", "tracking"):
                     if finished.manifest["config"][key] != cell.config[key]:
                         progress.say(f"{key} stays as it was; remove {folder} to have it made again from the stages")
                 return finished
-            progress.say(f"run {cell.run_id}: {damage(folder)}; its records are written again")
+            progress.say(f"run {cell.run_id}: {problem}; its records are written again")
         device = choose_device(cell.runtime.device)
         description = manifest(config=cell.config, identity=cell.identity, run_id=cell.run_id, device=device)
         description["started"] = now()

@@ -100,14 +100,18 @@ def seal(folder: Path) -> None:
     write_durably(folder / "DONE", (json.dumps(hash_folder(folder), indent=1, sort_keys=True) + "\n").encode())
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, in words; None when every file is as it was written."""
+def damage(folder: Path, *, may_lack: Sequence[str] = ()) -> str | None:
+    """What is wrong with a sealed folder, in words; None when every file is as it was written.
+
+    Files of `may_lack` may have been taken away, but not changed.
+    """
     try:
         expected = json.loads((folder / "DONE").read_text())
     except (OSError, ValueError):
         return "DONE is missing or unreadable"
     found = hash_folder(folder)
-    wrong = sorted(name for name, digest in expected.items() if found.get(name) != digest)
+    taken = set(may_lack) - set(found)
+    wrong = sorted(name for name, digest in expected.items() if found.get(name) != digest and name not in taken)
     return f"{', '.join(wrong)} changed or missing since it was written" if wrong else None
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.small import SMALL
+
 COMMAND = [sys.executable, "-c", "from immunize.cli.run import main; main()"]
 GROUPS = Path(__file__).parents[1] / "conf"
 
@@ -83,6 +85,27 @@ def test_a_users_configuration_is_found_in_the_folder_and_by_the_variable(tmp_pa
     missing = immunize(*arguments, folder=tmp_path, IMMUNIZE_CONF="nowhere")
     assert missing.returncode == 2
     assert "IMMUNIZE_CONF=nowhere" in missing.stderr
+
+
+def test_a_sweep_builds_every_cell_before_it_runs_the_first(tmp_path: Path) -> None:
+    done = immunize("-m", "budget.learning_rate=1e-4,-1,-2", "seed=0", folder=tmp_path)
+    assert done.returncode == 2
+    assert [line.split(":")[1].strip() for line in done.stderr.splitlines()] == [
+        "budget.learning_rate=-1.0",
+        "budget.learning_rate=-2.0",
+    ]
+    assert not list(tmp_path.glob("multirun/default*"))
+
+
+def test_a_failed_cell_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
+    rates = "defense.repnoise.tuning.learning_rate=1e30,1e-4"
+    done = immunize("-m", *SMALL, "tracking=none", rates, folder=tmp_path)
+    assert done.returncode == 1
+    assert "1 of 2 runs failed" in done.stderr
+    assert "loss became" in done.stderr
+    assert "within_budget" in done.stdout
+    assert len(list(tmp_path.glob("multirun/default/*/DONE"))) == 1
+    assert len(list(tmp_path.glob("multirun/default/*/ERROR.txt"))) == 1
 
 
 def test_an_interrupt_says_that_nothing_finished_is_lost(tmp_path: Path) -> None:

@@ -89,6 +89,8 @@ def draw_paper_figure(run: Run, path: Path) -> None:
     axes[0][0].set_ylabel("here")
     axes[0][0].set_ylim(-0.04, 1.04)
     axes[0][3].set_ylim(-0.04, 1.04)
+    for axis in axes[0][[1, 2, 4]]:  # on a scale of its own, a loss that hardly moves would look dramatic
+        axis.set_ylim(0, max(1.0, axis.get_ylim()[1]))
     axes[1][0].set_ylabel("the paper (read off by eye)")
     axes[0][0].legend(frameon=False, fontsize=8)
     figure.tight_layout()

@@ -1,5 +1,8 @@
 """Low-rank adapters, through peft."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from immunize.models.loading import ChatModel
@@ -21,7 +24,8 @@ def attach(
         task_type="CAUSAL_LM",
     )
     try:
-        chat.network = get_peft_model(chat.network, config)
+        with _quiet():
+            chat.network = get_peft_model(chat.network, config)
     except ValueError as error:
         raise ValueError(f"trainable.targets={targets}: not found in this model ({error})") from error
 
@@ -49,10 +53,19 @@ def continue_adapter(chat: ChatModel, folder: Any) -> None:
     import torch
     from peft import PeftModel
 
-    chat.network = PeftModel.from_pretrained(chat.network, folder, is_trainable=True)
+    with _quiet():
+        chat.network = PeftModel.from_pretrained(chat.network, folder, is_trainable=True)
     with torch.no_grad():
         for module in chat.network.modules():
             if hasattr(module, "get_delta_weight"):
                 weight = module.get_base_layer().weight
                 for name in module.active_adapters:
                     weight.sub_(module.get_delta_weight(name).to(weight))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without peft's use of a name that transformers has deprecated, which is nothing that a user can mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield

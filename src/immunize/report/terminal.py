@@ -54,7 +54,7 @@ def _headline(manifest: Mapping[str, Any]) -> str:
 
 
 def _table(checks: Sequence[Check]) -> Table:
-    """One row per check, under the condition it belongs to; narrow enough for 80 columns."""
+    """One row per check, under its condition (and judge, where several judged); narrow enough for 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("check", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
@@ -62,20 +62,20 @@ def _table(checks: Sequence[Check]) -> Table:
     table.add_column("limit", justify="right", no_wrap=True)
     table.add_column("degree", justify="right", no_wrap=True)
     table.add_column("steps C/D", no_wrap=True)
-    shown = ""
-    for check in checks:
-        condition = check.name.split("/")[0]
-        if condition != shown:
-            table.add_row(Text(condition, style="bold"))
-            shown = condition
-        table.add_row(
-            f"  {_short_name(check, checks)}",
-            Text(check.verdict, style=STYLES[check.verdict]),
-            _estimate(check),
-            _number(check.threshold),
-            _number(check.degree),
-            _steps(check),
-        )
+    conditions = [check.name.split("/")[0] for check in checks]
+    sections = dict.fromkeys(_section(check, checks) for check in checks)
+    for section in sorted(sections, key=lambda pair: conditions.index(pair[0])):
+        condition, judge = section
+        table.add_row(Text(condition, style="bold"), "", Text(judge, style="dim"))
+        for check in (item for item in checks if _section(item, checks) == section):
+            table.add_row(
+                f"  {check.name.split('/')[-1]}",
+                Text(check.verdict, style=STYLES[check.verdict]),
+                _estimate(check),
+                _number(check.threshold),
+                _number(check.degree),
+                _steps(check),
+            )
     return table
 
 
@@ -92,8 +92,16 @@ def _reasons(checks: Sequence[Check]) -> Table:
 def _short_name(check: Check, checks: Sequence[Check]) -> str:
     """Without the condition; with the judge where several judged."""
     name = check.name.split("/")[-1]
-    several = sum(other.name == check.name for other in checks) > 1
-    return f"{name} ({check.judge})" if several else name
+    return f"{name} ({check.judge})" if _is_judged_twice(check, checks) else name
+
+
+def _section(check: Check, checks: Sequence[Check]) -> tuple[str, str]:
+    """The condition, and the judge where several judged."""
+    return check.name.split("/")[0], f"judge {check.judge}" if _is_judged_twice(check, checks) else ""
+
+
+def _is_judged_twice(check: Check, checks: Sequence[Check]) -> bool:
+    return sum(other.name == check.name for other in checks) > 1
 
 
 def _reason(check: Check) -> str:

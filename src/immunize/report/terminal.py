@@ -13,6 +13,12 @@ from immunize.records import Run
 from immunize.report.paper_figure import claims
 from immunize.types import Arm, Check, Verdict
 
+FLAGS = {
+    "self_destructed": "holds only because the defended model's answers are broken",
+    "attacker_lost_utility": "the attacked model lost more than 10 % of its capability",
+    "attacker_utility_unknown": "the attacked model's capability was not measured",
+    "same_samples": "the attack used the defense's own samples, its best case",
+}
 STYLES = {Verdict.HOLDS: "bold green", Verdict.FAILS: "bold red", Verdict.UNDETERMINED: "bold yellow"}
 
 
@@ -70,7 +76,7 @@ def _table(checks: Sequence[Check]) -> Table:
         for check in (item for item in checks if _section(item, checks) == section):
             table.add_row(
                 f"  {check.name.split('/')[-1]}",
-                Text(check.verdict, style=STYLES[check.verdict]),
+                Text(check.verdict + "*" * bool(check.flags), style=STYLES[check.verdict]),
                 _estimate(check),
                 _number(check.threshold),
                 _number(check.degree),
@@ -135,5 +141,11 @@ def _legend(checks: Sequence[Check]) -> str:
     return (
         "\nestimate: with its 95 % interval, held against the limit. degree: for ranking; 1 is full resistance (cost "
         "and trainability: ratio of steps). steps C/D: steps to the threshold, Control/Defended, > where never "
-        f"crossed. judge: {', '.join(judges)}."
+        f"crossed. judge: {', '.join(judges)}." + _flags(checks)
     )
+
+
+def _flags(checks: Sequence[Check]) -> str:
+    """What qualifies some of the verdicts, in words."""
+    found = dict.fromkeys(flag for check in checks for flag in check.flags)
+    return "".join(f"\n* {flag}: {FLAGS.get(flag, 'see the reason')}." for flag in found)

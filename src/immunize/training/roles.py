@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from immunize.data.batches import Encoded
 from immunize.models.chat import encode
 from immunize.models.loading import ChatModel
+from immunize.training.role_names import ROLES
 from immunize.training.tune import Roles
 from immunize.types import Example
 
@@ -34,7 +35,5 @@ def encode_roles(
         "paired": lambda: (harmful(), refusals()),
         "retain": lambda: encode_pairs(chat, retain),
     }
-    unknown = [role for role in needs if role not in makers]
-    if unknown:
-        raise ValueError(f"unknown data roles {', '.join(unknown)}; there are {', '.join(makers)}")
+    assert set(makers) == set(ROLES), "a configuration is refused by these names when it is built"
     return {role: makers[role]() for role in needs}

@@ -29,6 +29,7 @@ LAYERS = {
     "tracking": 1,
     "seeding": 1,
     "stats": 1,
+    "study": 1,
     "types": 0,
 }
 WITHOUT_TORCH = ("conditions", "report")

@@ -144,3 +144,18 @@ class Check:
     steps_defended: int | None = None
     censored: tuple[Arm, ...] = ()
     flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyCheck:
+    """One question about one defense over the grid that was run; an entry of a study's verdicts.
+
+    `check` is as in a run, worst case over `cells` (what the attacker chose), with `seeds` as replicates. `worst_cell`
+    is the cell that decided, None where cells play no part; `per_seed` is the statistic in it of each seed.
+    """
+
+    check: Check
+    cells: tuple[str, ...]
+    seeds: tuple[int, ...]
+    worst_cell: str | None = None
+    per_seed: tuple[float, ...] = ()

@@ -93,7 +93,10 @@ class Study:
     def _cell_labels(self) -> list[str]:
         chosen = [{key: run.manifest["config"][key] for key in ATTACKER} for run in self.runs]
         labels = [_label(varied) for varied in differences(chosen)]
-        return [label or f"learning_rate={cell['budget']['learning_rate']:g}" for label, cell in zip(labels, chosen)]
+        return [
+            label or f"learning_rate={cell['budget']['learning_rate']:g}"
+            for label, cell in zip(labels, chosen, strict=True)
+        ]
 
 
 def read_study(folder: Path) -> Study:

@@ -15,6 +15,7 @@ LAYERS = {
     "progress": 4,
     "runner": 4,
     "scoring": 4,
+    "worker": 4,
     "defenses": 3,
     "attacks": 3,
     "judges": 3,

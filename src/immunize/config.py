@@ -52,17 +52,20 @@ class Runtime:
     """How a run is executed; in no run's identity.
 
     root: where runs and stages land. threads: a constant, never derived from the machine, because another number of
-    threads changes the last bits and would make every stage a new one.
+    threads changes the last bits and would make every stage a new one. workers: how many of them Hydra's launcher
+    starts for a sweep; each takes the cells that no other is at work on.
     """
 
     root: str = "multirun"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 2
+    workers: int = 1
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise ValueError(f"threads={self.threads}: must be at least 1")
+        for name in ("threads", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

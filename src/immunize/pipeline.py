@@ -16,8 +16,8 @@ from immunize.data.splits import Exposure, defense_examples, exposures, task_set
 from immunize.defenses.safety_sft import SafetySFT
 from immunize.models import adapters
 from immunize.models.loading import ChatModel, load, load_folder
-from immunize.scoring import Measurement, score
-from immunize.stages import StageStore, address, identity
+from immunize.scoring import Measurement, request, score
+from immunize.stages import StageStore, Work, address, identity
 from immunize.training import ENGINE_VERSION
 from immunize.training.budget import measured_steps
 from immunize.training.measuring import Meter
@@ -63,6 +63,18 @@ class Pipeline:
 
     def run(self) -> Results:
         """Both arms through all stages; the scores come in the order of the stages."""
+        scores, rows, samples = score(self._measurements(), **self._scoring)
+        return Results(sets=self.evaluation_sets, scores=scores, rows=rows, samples=samples)
+
+    def request(self) -> None:
+        """Ask the store for every stage of `run` and read none: for a store that only plans."""
+        request(self._measurements(), **self._scoring)
+
+    @property
+    def _scoring(self) -> dict[str, Any]:
+        return {"cell": self.cell, "exposures": self.exposures, "store": self.store, "machine": self.machine}
+
+    def _measurements(self) -> list[Measurement]:
         measurements: list[Measurement] = []
         for arm in (Arm.CONTROL, Arm.DEFENDED) if self.cell.defense else (Arm.CONTROL,):
             weights = self.prepare(arm)
@@ -73,10 +85,7 @@ class Pipeline:
             for trained in self.cell.task.trainability.values():
                 folder = self.train(arm, weights, trained)
                 measurements.append(Measurement(arm=arm, tuned_on=trained.task.name, folder=folder))
-        scores, rows, samples = score(
-            measurements, cell=self.cell, exposures=self.exposures, store=self.store, machine=self.machine
-        )
-        return Results(sets=self.evaluation_sets, scores=scores, rows=rows, samples=samples)
+        return measurements
 
     @cached_property
     def exposures(self) -> list[Exposure]:
@@ -146,7 +155,10 @@ class Pipeline:
                 adapters.merge(chat)
             chat.save(folder / "weights")
 
-        return Weights(id=address(inputs), folder=self.store.get("prepare", inputs, label=label, make=make))
+        tuning = defense.tuning
+        work = Work(steps=tuning.steps, batch_size=tuning.batch_size, passes=defense.passes, pairs=pairs)
+        folder = self.store.get("prepare", inputs, label=label, make=make, work=work)
+        return Weights(id=address(inputs), folder=folder)
 
     def measure(self, arm: Arm, weights: Weights) -> Path:
         """Answers before any attack: stability tasks and borderline prompts."""
@@ -167,7 +179,8 @@ class Pipeline:
             meter.measure(0, None, sets)
             save_answers(folder, meter.answers())
 
-        return self.store.get("measure", inputs, label=f"{arm}: measure before any attack", make=make)
+        work = Work(answers=sum(map(len, sets.values())))
+        return self.store.get("measure", inputs, label=f"{arm}: measure before any attack", make=make, work=work)
 
     def attack(self, arm: Arm, weights: Weights, exposure: Exposure) -> Path:
         """Tuning under the budget; answers on the way, and the stability tasks at the last step (or at every one)."""
@@ -259,7 +272,9 @@ class Pipeline:
                 adapters.merge(chat)
                 chat.save(folder / "weights")
 
-        return self.store.get(kind, inputs, label=label, make=make)
+        answers = sum(len(examples) for step in steps for examples in sets_at(step).values())
+        work = Work(steps=tuning.steps, batch_size=tuning.batch_size, pairs=examples, answers=answers)
+        return self.store.get(kind, inputs, label=label, make=make, work=work)
 
     def _stability(self) -> dict[str, Sequence[Example]]:
         return {task.name: task.test() for task in self.cell.task.stability.values()}

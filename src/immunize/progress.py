@@ -35,6 +35,11 @@ class Progress:
         self._drop_bar()
         self._console.print(f"[dim]{time.perf_counter() - self._begun:5.1f} s[/dim]  {line}", soft_wrap=True)
 
+    def head(self, line: str) -> None:
+        """The line under which the stages of one run of a sweep follow."""
+        self._drop_bar()
+        self._console.print(f"[bold]{line}[/bold]", soft_wrap=True)
+
     def bar(self, step: int, steps: int) -> None:
         """Move the bar of the tuning that is going on."""
         if self._bar is None:

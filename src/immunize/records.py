@@ -7,17 +7,16 @@ stand in the manifest only, so that the other files of two equal runs are byte-e
 import gzip
 import json
 import math
+import os
 import shutil
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from immunize.stages import damage, write_durably
+from immunize.stages import ELSEWHERE, damage, held, write_durably
 from immunize.types import Arm, Check, EvaluationSet, Half, Kind, Outcome, Row, Score, Verdict
 
 ERROR = "ERROR.txt"
@@ -54,27 +53,19 @@ def flaw(folder: Path) -> str | None:
 
 
 @contextmanager
-def claim(folder: Path, *, announce: Any) -> Iterator[None]:
-    """Hold the run's directory; a second process waits here until the first is done with it."""
+def claim(folder: Path, *, announce: Callable[[str], None], wait: bool = True) -> Iterator[None]:
+    """Hold the run's directory; where another process is at work on it, wait, or raise BusyError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        probe = folder / f".writable.{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise ValueError(
             f"runtime.root: cannot write to {folder} ({error.strerror or error}); choose a folder that you may write to"
         ) from error
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        announce(f"another process is at work on run {folder.name}, waiting")
-        lock.acquire()
-    try:
+    with held(folder, wait=wait, announce=lambda: announce(f"run {folder.name}: {ELSEWHERE}, waiting")):
         yield
-    finally:
-        lock.release()
 
 
 def start(folder: Path, manifest: Mapping[str, Any]) -> None:

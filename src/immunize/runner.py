@@ -10,18 +10,27 @@ from immunize.config import Cell
 from immunize.manifest import manifest, now
 from immunize.progress import Progress
 from immunize.records import Run, RunFailedError
-from immunize.stages import seal
+from immunize.stages import BusyError, Event, Planner, StageStore, seal
 
 
 def execute(cell: Cell) -> Run:
     """Run one cell, or read it back when it is finished. Raises RunFailedError when a stage fails."""
+    with Progress(enabled=cell.runtime.progress) as progress:
+        return attempt(cell, progress=progress, store=StageStore(root=cell.root / ".stages", announce=progress.say))
+
+
+def attempt(cell: Cell, *, progress: Progress, store: StageStore) -> Run:
+    """`execute` with the store of a caller that goes through many cells.
+
+    A store that does not wait makes this raise BusyError where another process is at work on the run or a stage of it.
+    """
     folder = cell.folder
-    with Progress(enabled=cell.runtime.progress) as progress, records.claim(folder, announce=progress.say):
+    with records.claim(folder, announce=progress.say, wait=store.wait):
         if records.is_finished(folder):
             problem = records.flaw(folder)
             if problem is None:
                 progress.say(f"run {cell.run_id} of study {cell.study} is finished already; nothing to do")
-                finished = records.read(folder)
+                finished = records.read(folder, checked=True)
                 for key in ("figure", "tracking"):
                     if finished.manifest["config"][key] != cell.config[key]:
                         progress.say(f"{key} stays as it was; remove {folder} to have it made again from the stages")
@@ -30,27 +39,41 @@ def execute(cell: Cell) -> Run:
         device = choose_device(cell.runtime.device)
         description = manifest(config=cell.config, identity=cell.identity, run_id=cell.run_id, device=device)
         description["started"] = now()
-        records.start(folder, description)
+        description["stages"] = [_stage(event) for event in plan(cell, device=device)]
         try:
-            _run(cell, folder, progress, device, description)
+            records.start(folder, description)
+            _run(cell, folder, progress, device, description, store)
             return records.read(folder)
         except Exception as error:
-            records.fail(folder, error, manifest=description)
+            if isinstance(error, BusyError):
+                raise
             message = " ".join(str(error).split()) or type(error).__name__
-            raise RunFailedError(
-                f"run {cell.run_id} failed at [{progress.last}]: {message} (traceback in {folder / records.ERROR})"
-            ) from error
+            where = f"traceback in {folder / records.ERROR}"
+            try:
+                records.fail(folder, error, manifest=description)
+            except OSError as second:
+                where = f"{records.ERROR} could not be written: {second.strerror}"
+            raise RunFailedError(f"run {cell.run_id} failed at [{progress.last}]: {message} ({where})") from error
 
 
-def _run(cell: Cell, folder: Path, progress: Progress, device: str, description: dict[str, Any]) -> None:
+def plan(cell: Cell, *, device: str) -> list[Event]:
+    """The stages of one cell, in order, without running any; those that are there already are `reused`."""
+    from immunize.pipeline import Pipeline
+
+    store = Planner(root=cell.root / ".stages")
+    Pipeline(cell=cell, store=store, device=device).request()
+    return list({event.id: event for event in store.events}.values())
+
+
+def _run(
+    cell: Cell, folder: Path, progress: Progress, device: str, description: dict[str, Any], store: StageStore
+) -> None:
     import torch
 
     from immunize.conditions.check import check
     from immunize.pipeline import Pipeline
-    from immunize.stages import StageStore
 
     torch.set_num_threads(cell.runtime.threads)
-    store = StageStore(root=cell.root / ".stages", announce=progress.say)
     begun = time.perf_counter()
     pipeline = Pipeline(cell=cell, store=store, device=device, progress=progress.bar)
     results = pipeline.run()
@@ -110,7 +133,8 @@ def draw(run: Run, path: Path, *, kind: str) -> None:
 
 
 def _stage(event: Any) -> dict[str, Any]:
-    return {"kind": event.kind, "id": event.id, "reused": event.reused, "seconds": round(event.seconds, 3)}
+    timing = {"seconds": round(event.seconds, 3), "steps": event.work.steps, "answers": event.work.answers}
+    return {"kind": event.kind, "id": event.id, "reused": event.reused, **timing}
 
 
 def _tags(cell: Cell) -> list[str]:

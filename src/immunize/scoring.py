@@ -35,12 +35,13 @@ def score(
 ) -> tuple[list[Score], list[Row], list[dict[str, Any]]]:
     """Scores of every judge and task metric, the rows of the curves, and the samples with their text."""
     scorer = _Scorer(cell=cell, exposures=exposures, store=store, machine=machine)
+    scorer.calibrate()
     scores: list[Score] = []
     rows: list[Row] = []
     samples: list[dict[str, Any]] = []
     for measurement in measurements:
         answers = load_answers(measurement.folder)
-        found = scorer.score(measurement, answers)
+        found = scorer.score(measurement)
         scores += found
         rows += [_row(item, answers) for item in found]
         for generation in answers.generations:
@@ -48,6 +49,22 @@ def score(
             samples += scorer.samples(measurement, generation)
         rows += [row for item in found for row in _share_rows(item, answers)]
     return scores, rows, samples
+
+
+def request(
+    measurements: Sequence[Measurement],
+    *,
+    cell: Cell,
+    exposures: Sequence[Exposure],
+    store: StageStore,
+    machine: Mapping[str, Any],
+) -> None:
+    """Ask for the same stages as `score`, and read none of them: for a store that only plans."""
+    scorer = _Scorer(cell=cell, exposures=exposures, store=store, machine=machine)
+    for exposure in exposures:
+        scorer.calibration(exposure)
+    for measurement in measurements:
+        scorer.stage(measurement)
 
 
 class _Scorer:
@@ -60,10 +77,10 @@ class _Scorer:
         self.exposures = {exposure.name: exposure for exposure in exposures}
         self.tasks = {task.name: task for task in cell.task.all()}
         self._base: ChatModel | None = None
-        self._bounds_of: dict[str, coherence.Bounds] = {}
+        self._bounds: dict[str, coherence.Bounds] = {}
         self._reference_hashes = [address(identity(self._references(exposure))) for exposure in exposures]
 
-    def score(self, measurement: Measurement, answers: Answers) -> list[Score]:
+    def stage(self, measurement: Measurement) -> Path:
         """Every generation under every judge (exposures) or the task's own metric."""
         inputs = {
             "answers": measurement.folder.name,
@@ -76,11 +93,15 @@ class _Scorer:
         }
 
         def make(folder: Path) -> None:
+            answers = load_answers(measurement.folder)
             found = [line for generation in answers.generations for line in self._lines(generation)]
             (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
 
         label = f"{measurement.arm}: score {measurement.tuned_on or 'before any attack'}"
-        folder = self.store.get("score", inputs, label=label, make=make)
+        return self.store.get("score", inputs, label=label, make=make)
+
+    def score(self, measurement: Measurement) -> list[Score]:
+        folder = self.stage(measurement)
         lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
         return [
             Score(
@@ -104,7 +125,8 @@ class _Scorer:
             metric = "answered" if task is self.cell.task.borderline else "score"
             values = [task.score(item, text) for item, text in zip(task.test(), generation.texts, strict=True)]
             return [common | {"judge": task.name, "metric": metric, "scores": values, "outcomes": []}]
-        is_broken = coherence.broken(generation.texts, bounds=self._bounds(exposure), base=self._base_model())
+        bounds = self._bounds[exposure.domain.name]
+        is_broken = coherence.broken(generation.texts, bounds=bounds, base=self._base_model())
         lines = []
         for judge in self.cell.judge.values():
             measured = judge.measure(exposure.evaluation, generation.texts)
@@ -130,12 +152,14 @@ class _Scorer:
         pairs = [text for example in exposure.domain.examples() for text in (example.answer, example.refusal) if text]
         return [*pairs, *(example.answer for task in self.cell.task.stability.values() for example in task.test())]
 
-    def _bounds(self, exposure: Exposure) -> coherence.Bounds:
-        if exposure.domain.name not in self._bounds_of:
-            self._bounds_of[exposure.domain.name] = self._calibrate(exposure)
-        return self._bounds_of[exposure.domain.name]
+    def calibrate(self) -> None:
+        """The bounds of coherence of every domain."""
+        for exposure in self.exposures.values():
+            if exposure.domain.name not in self._bounds:
+                found = coherence.Bounds.load(self.calibration(exposure) / "bounds.json")
+                self._bounds[exposure.domain.name] = found
 
-    def _calibrate(self, exposure: Exposure) -> coherence.Bounds:
+    def calibration(self, exposure: Exposure) -> Path:
         references = self._references(exposure)
         inputs = {
             "base": self._base_identity,
@@ -148,7 +172,7 @@ class _Scorer:
             coherence.calibrate(references, base=self._base_model()).save(folder / "bounds.json")
 
         label = f"calibrate coherence on {exposure.domain.name}"
-        return coherence.Bounds.load(self.store.get("calibrate", inputs, label=label, make=make) / "bounds.json")
+        return self.store.get("calibrate", inputs, label=label, make=make)
 
     def _base_model(self) -> ChatModel | None:
         if self.cell.model.base is not None and self._base is None:

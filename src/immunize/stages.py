@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 IDENTITY_VERSION = 1
 STANDARD = sys.stdlib_module_names
+ELSEWHERE = "another process is at work on it"
 
 
 def identity(value: Any) -> Any:
@@ -115,57 +116,79 @@ def damage(folder: Path, *, may_lack: Sequence[str] = ()) -> str | None:
     return f"{', '.join(wrong)} changed or missing since it was written" if wrong else None
 
 
+class BusyError(Exception):
+    """Another process is at work on what was asked for, and the caller did not want to wait."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How much a stage has to do: optimizer steps of `batch_size` among `pairs` of prompt and answer, each with as many
+    forward and backward `passes`, and `answers` to be generated."""
+
+    steps: int = 0
+    batch_size: int = 0
+    passes: int = 1
+    pairs: Sequence[Any] = ()
+    answers: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One request for a stage: whether it was run or reused, and how long it took."""
+    """One request for a stage: whether it was run or reused, how long it took, and the work there is in it."""
 
     kind: str
     id: str
     label: str
     reused: bool
     seconds: float
+    work: Work
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageStore:
-    """The stages below `root`, shared by all studies. `announce` is called when a stage starts to run."""
+    """The stages below `root`, shared by all studies. `announce` is called when a stage starts to run.
+
+    Without `wait`, a stage that another process holds raises BusyError. `sound` and `failed` remember, for as long as
+    one command runs, which stages have been verified and which have failed: neither is tried twice.
+    """
 
     root: Path
     announce: Callable[[str], None] = lambda label: None
+    wait: bool = True
     events: list[Event] = field(default_factory=list)
+    sound: set[Path] = field(default_factory=set)
+    failed: dict[Path, Exception] = field(default_factory=dict)
 
-    def get(self, kind: str, inputs: Mapping[str, Any], *, label: str, make: Callable[[Path], None]) -> Path:
+    def get(
+        self,
+        kind: str,
+        inputs: Mapping[str, Any],
+        *,
+        label: str,
+        make: Callable[[Path], None],
+        work: Work | None = None,
+    ) -> Path:
         """The folder of the stage that `inputs` determine; `make(folder)` fills it if it is not there yet."""
         stage_id = address(inputs)
         folder = self.root / kind / stage_id
+        if folder in self.failed:
+            self.announce(label)
+            raise self.failed[folder]
         started = time.perf_counter()
-        with self._locked(folder, label):
+        with held(folder, wait=self.wait, announce=lambda: self.announce(f"{label}: {ELSEWHERE}, waiting")):
             reused = self._is_sound(folder)
             if not reused:
                 self.announce(label)
                 self._make(folder, inputs, make)
-        seconds = time.perf_counter() - started
-        self.events.append(Event(kind=kind, id=stage_id, label=label, reused=reused, seconds=seconds))
+            self.sound.add(folder)
+        seconds, work = time.perf_counter() - started, work or Work()
+        self.events.append(Event(kind=kind, id=stage_id, label=label, reused=reused, seconds=seconds, work=work))
         return folder
-
-    @contextmanager
-    def _locked(self, folder: Path, label: str) -> Iterator[None]:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self.announce(f"{label}: another process is at work on it, waiting")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _is_sound(self, folder: Path) -> bool:
         if not folder.exists():
             return False
-        problem = damage(folder)
+        problem = None if folder in self.sound else damage(folder)
         if problem is None:
             return True
         aside = folder.with_name(f"{folder.name}.damaged-{time.time_ns()}")
@@ -176,13 +199,69 @@ class StageStore:
     def _make(self, folder: Path, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> None:
         # A fixed name under the lock: what a killed worker left there is removed before the stage starts again.
         temporary = folder.with_name(f".{folder.name}.making")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        make(temporary)
-        (temporary / "inputs.json").write_text(json.dumps(identity(inputs), indent=1, sort_keys=True) + "\n")
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        seal(temporary)
-        temporary.rename(folder)
+        _remove(temporary)
+        try:
+            temporary.mkdir()
+            make(temporary)
+            (temporary / "inputs.json").write_text(json.dumps(identity(inputs), indent=1, sort_keys=True) + "\n")
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            seal(temporary)
+            temporary.rename(folder)
+        except Exception as error:
+            self.failed[folder] = error
+            _remove(temporary)  # it may be what fills the disk
+            raise
+
+
+class Planner(StageStore):
+    """Runs nothing: notes which stages are asked for, and which of them are there already."""
+
+    def get(
+        self,
+        kind: str,
+        inputs: Mapping[str, Any],
+        *,
+        label: str,
+        make: Callable[[Path], None],
+        work: Work | None = None,
+    ) -> Path:
+        """The folder that the stage has, or will have."""
+        stage_id = address(inputs)
+        folder = self.root / kind / stage_id
+        there = (folder / "DONE").exists()
+        self.events.append(Event(kind=kind, id=stage_id, label=label, reused=there, seconds=0.0, work=work or Work()))
+        return folder
+
+
+@contextmanager
+def held(folder: Path, *, wait: bool, announce: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock beside `folder`. The system releases a dead process's lock, whose file may stay.
+
+    Where another process holds it: wait, after `announce`, or raise BusyError.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{folder.parent}: must be a folder; something else is there, move it away") from error
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise BusyError(folder.name) from None
+        announce()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -2,13 +2,15 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from immunize.records import Run
-from immunize.types import Arm, Check
+from immunize.study import Study
+from immunize.types import Arm, Check, StudyCheck
 
 COLUMNS = (
     "name",
@@ -25,6 +27,7 @@ COLUMNS = (
     "flags",
     "reason",
 )
+STUDY_COLUMNS = ("defense", "worst_cell", "cells", "seeds", *COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,9 @@ class NoTracking:
     """Nothing is mirrored; the records are complete without it."""
 
     def mirror(self, run: Run, *, tags: Sequence[str], figure: Path | None) -> None:
+        """Do nothing."""
+
+    def mirror_study(self, study: Study, verdicts: Mapping[str, Sequence[StudyCheck]]) -> None:
         """Do nothing."""
 
 
@@ -48,29 +54,49 @@ class Wandb:
 
     def mirror(self, run: Run, *, tags: Sequence[str], figure: Path | None) -> None:
         """Write curves, checks, verdicts, configuration and figure."""
+        with self._opened(
+            run.path, group=run.path.parent.name, name=run.id, tags=tags, config=dict(run.manifest["config"])
+        ) as (wandb, mirrored):
+            self._log(wandb, mirrored, run, figure)
+
+    def mirror_study(self, study: Study, verdicts: Mapping[str, Sequence[StudyCheck]]) -> None:
+        """One more run in the study's group, `verdicts`: every check of every defense over the grid."""
+        config = {"factors": study.factors, "runs": [run.id for run in study.runs]}
+        with self._opened(study.path, group=study.name, name="verdicts", tags=["study"], config=config) as opened:
+            wandb, mirrored = opened
+            rows = [_study_cells(name, check) for name, checks in verdicts.items() for check in checks]
+            mirrored.log({"study_verdicts": wandb.Table(columns=list(STUDY_COLUMNS), data=rows)})
+            for name, checks in verdicts.items():
+                found = summary([item.check for item in checks])
+                mirrored.summary.update({f"{name}/{key}": value for key, value in found.items()})
+
+    @contextmanager
+    def _opened(
+        self, path: Path, *, group: str, name: str, tags: Sequence[str], config: Mapping[str, Any]
+    ) -> Iterator[tuple[Any, Any]]:
+        """W&B itself and a run of it, written below `path`."""
         os.environ.setdefault("WANDB_SILENT", "true")
         # Tables are staged there until they are uploaded; W&B's own choice is the home folder, away from the run.
-        os.environ["WANDB_DATA_DIR"] = str((run.path / "wandb").resolve())
+        os.environ["WANDB_DATA_DIR"] = str((path / "wandb").resolve())
         import wandb
 
         logging.getLogger("wandb").setLevel(logging.ERROR)
-        folder = run.path.parent
         mirrored = wandb.init(
             project=self.project,
-            group=folder.name,
-            name=run.id,
-            id=f"{folder.name}-{run.id}",
+            group=group,
+            name=name,
+            id=f"{group}-{name}",
             tags=[tag[:64] for tag in tags],
-            dir=run.path,
+            dir=path,
             mode=self.mode,
-            config=dict(run.manifest["config"]),
+            config=dict(config),
             settings=wandb.Settings(
                 x_disable_stats=True, x_disable_meta=True, disable_git=True, host="none", console="off", silent=True
             ),
         )
         exit_code = 1
         try:
-            self._log(wandb, mirrored, run, figure)
+            yield wandb, mirrored
             exit_code = 0
         finally:
             mirrored.finish(exit_code=exit_code)
@@ -116,6 +142,11 @@ def _cells(check: Check) -> list[Any]:
     values = {name: getattr(check, name) for name in COLUMNS}
     joined = {name: ", ".join(values[name]) for name in ("censored", "flags")}
     return list({**values, "verdict": str(check.verdict), **joined}.values())
+
+
+def _study_cells(name: str, item: StudyCheck) -> list[Any]:
+    seeds = ", ".join(map(str, item.seeds))
+    return [name, item.worst_cell or "", len(item.cells), seeds, *_cells(item.check)]
 
 
 def _curves(run: Run) -> dict[str, dict[str, tuple[list[int], list[float]]]]:

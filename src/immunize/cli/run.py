@@ -1,64 +1,61 @@
 """immunize [-m] [key=value ...]: run one configuration (or, with -m, each of a sweep) and show its verdicts."""
 
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING
 
-import hydra
-from omegaconf import DictConfig
+from rich.console import Console
 
-from immunize.cli.errors import report, reported
-from immunize.config import CONFIG_MODULE, CONFIG_NAME, register
+from immunize.cli.compose import Grid, compose_all
+from immunize.cli.errors import reported
 from immunize.records import RunFailedError
 
 if TYPE_CHECKING:
-    from immunize.config import Cell
-
-register()
-cells: "list[Cell]" = []
-mistakes: list[Exception] = []
-
-
-@hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
-def _compose(config: DictConfig) -> None:
-    """Build one cell. Nothing may leave this function: Hydra would print an error in its own way."""
-    from immunize.config import build
-
-    try:
-        cells.append(build(config))
-    except Exception as error:
-        mistakes.append(error)
-
-
-def _command() -> None:
-    """Build every cell first, so that a bad value in the last stops the first; then run them."""
-    _compose()
-    for mistake in mistakes[:-1]:
-        report(mistake)
-    if mistakes:
-        raise mistakes[-1]
-    failed = [error for error in map(_run, cells) if error is not None]
-    if len(cells) > 1 and failed:
-        raise RunFailedError(f"{len(failed)} of {len(cells)} runs failed; the same command tries these again")
-    if failed:
-        raise failed[0]
-
-
-def _run(cell: "Cell") -> RunFailedError | None:
-    from rich.console import Console
-
-    from immunize.report.terminal import print_run
-    from immunize.runner import execute
-
-    try:
-        run = execute(cell)
-    except RunFailedError as error:
-        if len(cells) > 1:
-            report(error)
-        return error
-    print_run(run, console=Console())
-    return None
+    from immunize.worker import Tally
 
 
 def main() -> None:
     """The console command; exit code 0 whatever the verdicts, 1 when a run failed, 2 for a bad configuration."""
-    sys.exit(reported(_command))
+    sys.exit(reported(lambda: _command(sys.argv[1:])))
+
+
+def _command(arguments: list[str]) -> None:
+    grid = compose_all(arguments)
+    if grid.is_sweep:
+        _sweep(grid)
+    elif grid.cells:
+        from immunize.report.terminal import print_run
+        from immunize.runner import execute
+
+        print_run(execute(grid.cells[0]), console=Console())
+
+
+def _sweep(grid: Grid) -> None:
+    """Run all cells, then show what the study says by now."""
+    from immunize.cli.launch import launch
+    from immunize.report.study_terminal import print_study
+    from immunize.report.verdicts import verdicts
+    from immunize.study import read_study
+
+    tallies = launch(grid)
+    for folder in dict.fromkeys(cell.folder.parent for cell in grid.cells):
+        study = read_study(folder)
+        print_study(study, console=Console())
+        if any(tally.ran for tally in tallies):
+            verdicts_of = {claim.name: verdicts(claim) for claim in study.claims if not claim.is_control}
+            grid.cells[0].tracking.mirror_study(study, verdicts_of)
+    failed = {name: reason for tally in tallies for name, reason in tally.failed.items()}
+    print(_summary(tallies, len(failed)), file=sys.stderr)
+    if failed:
+        raise RunFailedError(f"{len(failed)} of {len(grid.cells)} runs failed; the same command tries these again")
+
+
+def _summary(tallies: "list[Tally]", failed: int) -> str:
+    """Cells and stages, in one line."""
+    stages: Counter[str] = sum((tally.stages for tally in tallies), Counter())
+    ran = sum(len(tally.ran) for tally in tallies)
+    finished = min(len(tally.finished) for tally in tallies)
+    return (
+        f"runs: {ran} run, {finished} finished before, {failed} failed; "
+        f"stages: {stages['run']} run, {stages['reused']} reused, {stages['failed']} failed"
+    )

@@ -39,6 +39,11 @@ class AlignmentDefense(Defense):
     def roles(self) -> tuple[str, ...]:
         return (*self.needs, "retain") if self.retain_weight else self.needs
 
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes of one step, for estimates of its cost: one for each batch that it draws."""
+        return sum(2 if role == "paired" else 1 for role in self.roles)
+
     def with_retain(self, context: Context, loss: Tensor) -> Tensor:
         """`loss` plus the weighted loss of a batch of benign conversations."""
         if not self.retain_weight:

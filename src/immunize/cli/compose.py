@@ -1,0 +1,107 @@
+"""From the arguments of a command to validated cells: one, or with -m each of a grid.
+
+Hydra composes every cell of a grid twice, once to see whether it can and once to run it; here each is composed once,
+and all are built before the first starts.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from immunize.cli.errors import report
+from immunize.config import CONFIG_MODULE, CONFIG_NAME, register
+
+if TYPE_CHECKING:
+    from immunize.config import Cell
+
+SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+register()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The cells of one command, in the order of the sweep.
+
+    Of a sweep, `master` is the configuration that holds Hydra's own, `loader` is what composed it, and `first` is what
+    the first cell overrides.
+    """
+
+    cells: "Sequence[Cell]"
+    is_sweep: bool
+    master: DictConfig | None = None
+    loader: ConfigLoader | None = None
+    first: Sequence[str] = ()
+
+
+def compose_all(arguments: Sequence[str]) -> Grid:
+    """Compose and build every cell. Every mistake is reported; the last is raised, and nothing has been run."""
+    parsed, _ = get_args_parser().parse_known_args(list(arguments))
+    asks = parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.run or parsed.shell_completion
+    if not parsed.multirun or asks:
+        return _single(arguments)
+    with hydra.initialize_config_module(version_base="1.3", config_module=CONFIG_MODULE):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration(CONFIG_NAME, overrides=parsed.overrides, run_mode=RunMode.MULTIRUN)
+        if master.hydra.sweeper._target_ != SWEEPER:
+            raise ValueError("hydra/sweeper: a grid is the product of its lists; only Hydra's basic sweeper makes one")
+        given = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
+        own = [item for item in parsed.overrides if not item.lstrip("+~").startswith("hydra")]
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*given, *own])
+        (combinations,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+        cells = _build_all(loader.load_configuration(CONFIG_NAME, item, RunMode.RUN) for item in combinations)
+        return Grid(cells=cells, is_sweep=True, master=master, loader=loader, first=combinations[0])
+
+
+def _single(arguments: Sequence[str]) -> Grid:
+    """One configuration, by way of Hydra's own command line, which also knows --help and --cfg."""
+    composed: list[DictConfig] = []
+    named: list[str | None] = []
+
+    @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
+    def compose(config: DictConfig) -> None:
+        # Nothing may leave this function: Hydra would print an error in its own way.
+        composed.append(config)
+        named.append(HydraConfig.get().runtime.choices.get("grid"))
+
+    before = sys.argv
+    sys.argv = [before[0], *arguments]
+    try:
+        compose()
+    finally:
+        sys.argv = before
+    if any(named):
+        raise ValueError(f"grid={named[0]}: a grid is run with -m")
+    return Grid(cells=_build_all(composed), is_sweep=False)
+
+
+def _build_all(configs: Any) -> "list[Cell]":
+    from omegaconf import open_dict
+
+    from immunize.config import build
+
+    cells: dict[str, Cell] = {}
+    mistakes: list[Exception] = []
+    for config in configs:
+        with open_dict(config):
+            config.pop("hydra", None)
+        try:
+            cell = build(config)
+            cells.setdefault(str(cell.folder), cell)
+        except Exception as error:
+            mistakes.append(error)
+    for mistake in {str(error): error for error in mistakes[:-1] if str(error) != str(mistakes[-1])}.values():
+        report(mistake)
+    if mistakes:
+        raise mistakes[-1]
+    return list(cells.values())

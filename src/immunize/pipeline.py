@@ -5,7 +5,7 @@ Every step is a memoised stage; nothing here is done twice, in this run or in an
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from immunize.data.splits import Exposure, defense_examples, exposures, task_set
 from immunize.defenses.safety_sft import SafetySFT
 from immunize.models import adapters
 from immunize.models.loading import ChatModel, load, load_folder
-from immunize.scoring import Measurement, request, score
-from immunize.stages import StageStore, Work, address, identity
+from immunize.scoring import Measurement, Results, request, score
+from immunize.stages import BusyError, StageStore, Work, address, identity
 from immunize.training import ENGINE_VERSION
 from immunize.training.budget import measured_steps
 from immunize.training.measuring import Meter
@@ -25,7 +25,7 @@ from immunize.training.method import Method
 from immunize.training.roles import encode_pairs, encode_roles
 from immunize.training.tune import tune
 from immunize.training.tuning import Tuning
-from immunize.types import Arm, EvaluationSet, Example, Kind, Row, Score
+from immunize.types import Arm, EvaluationSet, Example, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +43,6 @@ class Weights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
-    """What the conditions are checked on, and what is recorded."""
-
-    sets: Sequence[EvaluationSet]
-    scores: Sequence[Score]
-    rows: Sequence[Row]
-    samples: Sequence[dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """Runs one cell. `progress(step, steps)` is called while a model is tuned."""
 
@@ -63,8 +53,7 @@ class Pipeline:
 
     def run(self) -> Results:
         """Both arms through all stages; the scores come in the order of the stages."""
-        scores, rows, samples = score(self._measurements(), **self._scoring)
-        return Results(sets=self.evaluation_sets, scores=scores, rows=rows, samples=samples)
+        return score(self._measurements(), sets=self.evaluation_sets, **self._scoring)
 
     def request(self) -> None:
         """Ask the store for every stage of `run` and read none: for a store that only plans."""
@@ -75,17 +64,33 @@ class Pipeline:
         return {"cell": self.cell, "exposures": self.exposures, "store": self.store, "machine": self.machine}
 
     def _measurements(self) -> list[Measurement]:
-        measurements: list[Measurement] = []
+        """Every stage that leaves answers. What another worker holds is left for later, and the rest done first."""
+        found: list[Measurement] = []
+        busy: BusyError | None = None
         for arm in (Arm.CONTROL, Arm.DEFENDED) if self.cell.defense else (Arm.CONTROL,):
-            weights = self.prepare(arm)
-            measurements.append(Measurement(arm=arm, tuned_on=None, folder=self.measure(arm, weights)))
-            for exposure in self.exposures:
-                folder = self.attack(arm, weights, exposure)
-                measurements.append(Measurement(arm=arm, tuned_on=exposure.name, folder=folder))
-            for trained in self.cell.task.trainability.values():
-                folder = self.train(arm, weights, trained)
-                measurements.append(Measurement(arm=arm, tuned_on=trained.task.name, folder=folder))
-        return measurements
+            try:
+                weights = self.prepare(arm)
+            except BusyError as error:
+                busy = error
+                continue
+            for tuned_on, stage in self._stages(arm, weights).items():
+                try:
+                    found.append(Measurement(arm=arm, tuned_on=tuned_on, folder=stage()))
+                except BusyError as error:
+                    busy = error
+        if busy is not None:
+            raise busy
+        return found
+
+    def _stages(self, arm: Arm, weights: Weights) -> dict[str | None, Callable[[], Path]]:
+        """What is done with the weights of one arm, by what they are tuned on."""
+        return {
+            None: partial(self.measure, arm, weights),
+            **{item.name: partial(self.attack, arm, weights, item) for item in self.exposures},
+            **{
+                item.task.name: partial(self.train, arm, weights, item) for item in self.cell.task.trainability.values()
+            },
+        }
 
     @cached_property
     def exposures(self) -> list[Exposure]:

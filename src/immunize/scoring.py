@@ -13,7 +13,7 @@ from immunize.data.splits import Exposure
 from immunize.judges import coherence
 from immunize.models.loading import ChatModel, load
 from immunize.stages import StageStore, address, identity
-from immunize.types import Arm, Generation, Outcome, Row, Score
+from immunize.types import Arm, EvaluationSet, Generation, Outcome, Row, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +25,25 @@ class Measurement:
     folder: Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What the conditions are checked on, and what is recorded."""
+
+    sets: Sequence[EvaluationSet]
+    scores: Sequence[Score]
+    rows: Sequence[Row]
+    samples: Sequence[dict[str, Any]]
+
+
 def score(
     measurements: Sequence[Measurement],
     *,
+    sets: Sequence[EvaluationSet],
     cell: Cell,
     exposures: Sequence[Exposure],
     store: StageStore,
     machine: Mapping[str, Any],
-) -> tuple[list[Score], list[Row], list[dict[str, Any]]]:
+) -> Results:
     """Scores of every judge and task metric, the rows of the curves, and the samples with their text."""
     scorer = _Scorer(cell=cell, exposures=exposures, store=store, machine=machine)
     scorer.calibrate()
@@ -48,7 +59,7 @@ def score(
             rows += [_loss_row(measurement, generation, answers)]
             samples += scorer.samples(measurement, generation)
         rows += [row for item in found for row in _share_rows(item, answers)]
-    return scores, rows, samples
+    return Results(sets=sets, scores=scores, rows=rows, samples=samples)
 
 
 def request(

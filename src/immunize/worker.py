@@ -44,12 +44,14 @@ def work(cells: Sequence[Cell], *, progress: Progress) -> Tally:
             except BusyError:
                 continue
             del pending[folder]
-        if len(pending) == before:
-            progress.say(f"{before} runs are in the hands of other workers, waiting")
-            time.sleep(pause)
-            pause = min(2 * pause, PATIENCE[1])
-        else:
+        if len(pending) < before:
             pause = PATIENCE[0]
+            continue
+        progress.head(None)
+        if pause == PATIENCE[0]:
+            progress.say(f"other workers are at work on the {before} runs that are left, waiting")
+        time.sleep(pause)
+        pause = min(2 * pause, PATIENCE[1])
     return tally
 
 

@@ -36,7 +36,7 @@ class Worker:
         from immunize.worker import work
 
         cells = [build(OmegaConf.create(dict(plain))) for plain in self.configs]
-        with Progress(enabled=cells[0].runtime.progress) as progress:
+        with Progress(enabled=cells[0].runtime.progress, bars=False) as progress:
             return work(cells, progress=progress)
 
 

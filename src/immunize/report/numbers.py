@@ -1,0 +1,35 @@
+"""Numbers as every table of a study writes them."""
+
+from immunize.types import Arm, Check
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def number(value: float | None) -> str:
+    """Two decimals, or a dash for what is not there."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def interval(check: Check) -> str:
+    """The estimate with its interval."""
+    if check.estimate is None or check.low is None or check.high is None:
+        return number(check.estimate)
+    return f"{check.estimate:.2f} [{check.low:.2f}, {check.high:.2f}]"
+
+
+def steps(check: Check, arm: Arm) -> str:
+    """Steps to the threshold, with > where it was never crossed."""
+    value = check.steps_control if arm is Arm.CONTROL else check.steps_defended
+    return "-" if value is None else f"{'>' if arm in check.censored else ''}{value}"
+
+
+def both_steps(check: Check) -> str:
+    """Control/defended."""
+    if check.steps_control is None and check.steps_defended is None:
+        return "-"
+    return "/".join(steps(check, arm) for arm in Arm)
+
+
+def typeset(text: str) -> str:
+    """With a true minus sign, for the page."""
+    return text.replace("-", MINUS) if text != "-" else "\N{EN DASH}"

@@ -1,8 +1,13 @@
-"""Does a defense against harmful fine-tuning meet the four immunization conditions? From Python: `immunize.run`."""
+"""Does a defense against harmful fine-tuning meet the four immunization conditions?
 
+From Python: `immunize.run` runs what the command would run, `immunize.load_study` reads a study into pandas frames.
+"""
+
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from immunize.frames import Frames
     from immunize.records import Run
 
 
@@ -15,3 +20,10 @@ def run(overrides: "list[str] | None" = None) -> "Run":
     from immunize.runner import execute
 
     return execute(build(load(overrides or [])))
+
+
+def load_study(path: "str | Path") -> "Frames":
+    """Checks, curves and scores of a study as tidy frames; see `immunize.frames.Frames`."""
+    from immunize.frames import load_study
+
+    return load_study(path)

@@ -172,7 +172,7 @@ class Pipeline:
             sets[self.cell.task.borderline.name] = self.cell.task.borderline.test()
         inputs = {
             "weights": weights.id,
-            "sets": address(identity(sets)),
+            "sets": address(sets),
             "generation": self.cell.model.generation_identity,
             **self.machine,
         }
@@ -192,11 +192,8 @@ class Pipeline:
         attack, budget = self.cell.attack, self.cell.budget
         samples = attack.samples(exposure.attack, budget=budget, seed=self.cell.seed)
         evaluation: dict[str, Sequence[Example]] = {exposure.name: exposure.evaluation}
+        guarded = {**evaluation, **self._stability()}
         every_step = self.cell.conditions.guard_every_step
-
-        def sets_at(step: int) -> dict[str, Sequence[Example]]:
-            return {**evaluation, **self._stability()} if every_step or step == budget.steps else evaluation
-
         return self._tuned(
             "attack",
             f"{arm}: attack {exposure.name}",
@@ -205,7 +202,7 @@ class Pipeline:
             tuning=attack.tuning(budget),
             examples=samples,
             measurements=budget.measurements,
-            sets_at=sets_at,
+            sets_at=lambda step: guarded if every_step or step == budget.steps else evaluation,
             extra={"attack": identity(attack), "guard_every_step": every_step},
             keep_weights=attack.keep_weights,
         )
@@ -213,6 +210,7 @@ class Pipeline:
     def train(self, arm: Arm, weights: Weights, trained: TrainedTask) -> Path:
         """Benign tuning under the task's own rate, steps, optimizer and trainable set."""
         task = trained.task
+        items = {task.name: task.test()}
         tuning = Tuning(
             learning_rate=trained.learning_rate,
             steps=trained.steps,
@@ -228,7 +226,7 @@ class Pipeline:
             tuning=tuning,
             examples=task.train(),
             measurements=trained.measurements,
-            sets_at=lambda step: {task.name: task.test()},
+            sets_at=lambda step: items,
             extra={},
         )
 
@@ -250,8 +248,8 @@ class Pipeline:
         inputs = {
             "weights": weights.id,
             "tuning": identity(tuning),
-            "examples": address(identity(examples)),
-            "measured": [steps, address(identity([sets_at(step) for step in (steps[0], steps[-1])]))],
+            "examples": address(examples),
+            "measured": [steps, address([sets_at(step) for step in (steps[0], steps[-1])])],
             **extra,
             "seed": self.cell.seed,
             "generation": self.cell.model.generation_identity,

@@ -134,7 +134,7 @@ def draw(run: Run, path: Path, *, kind: str) -> None:
 
 def _stage(event: Any) -> dict[str, Any]:
     timing = {"seconds": round(event.seconds, 3), "steps": event.work.steps, "answers": event.work.answers}
-    return {"kind": event.kind, "id": event.id, "reused": event.reused, **timing}
+    return {"kind": event.kind, "id": event.id, "label": event.label, "reused": event.reused, **timing}
 
 
 def _tags(cell: Cell) -> list[str]:

@@ -89,7 +89,7 @@ class _Scorer:
         self.tasks = {task.name: task for task in cell.task.all()}
         self._base: ChatModel | None = None
         self._bounds: dict[str, coherence.Bounds] = {}
-        self._reference_hashes = [address(identity(self._references(exposure))) for exposure in exposures]
+        self._reference_hashes = [address(self._references(exposure)) for exposure in exposures]
 
     def stage(self, measurement: Measurement) -> Path:
         """Every generation under every judge (exposures) or the task's own metric."""
@@ -174,7 +174,7 @@ class _Scorer:
         references = self._references(exposure)
         inputs = {
             "base": self._base_identity,
-            "references": address(identity(references)),
+            "references": address(references),
             "version": coherence.VERSION,
             **self.machine,
         }

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,13 @@ def identity(value: Any) -> Any:
     and those of its base classes, because nobody raises `version` while still writing it; what these import does not
     count.
     """
+    if value is None or type(value) in (str, int, float, bool):
+        return value
     if hasattr(value, "identity"):
         return value.identity()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        cls = type(value)
-        parts: dict[str, Any] = {"class": f"{cls.__module__}.{cls.__qualname__}", "version": getattr(cls, "version", 1)}
-        foreign = {base.__module__ for base in cls.__mro__} - {"builtins"}
-        files = {name: inspect.getsourcefile(sys.modules[name]) for name in foreign if not name.startswith("immunize.")}
-        sources = {name: hash_file(Path(file)) for name, file in files.items() if file and name not in STANDARD}
-        if sources:
-            parts["source"] = sources
-        return parts | {f.name: identity(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        head, names = _class_identity(type(value))
+        return head | {name: identity(getattr(value, name)) for name in names}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
@@ -53,6 +50,18 @@ def identity(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [identity(item) for item in value]
     return value
+
+
+@cache
+def _class_identity(cls: type) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What a dataclass is, and the names of its fields."""
+    parts: dict[str, Any] = {"class": f"{cls.__module__}.{cls.__qualname__}", "version": getattr(cls, "version", 1)}
+    foreign = {base.__module__ for base in cls.__mro__} - {"builtins"}
+    files = {name: inspect.getsourcefile(sys.modules[name]) for name in foreign if not name.startswith("immunize.")}
+    sources = {name: hash_file(Path(file)) for name, file in files.items() if file and name not in STANDARD}
+    if sources:
+        parts["source"] = sources
+    return parts, tuple(item.name for item in dataclasses.fields(cls))
 
 
 def canonical_json(value: Any) -> str:

@@ -53,6 +53,16 @@ def load_folder(folder: Path, *, dtype: Dtype, device: str) -> ChatModel:
     return _load(str(folder), revision=None, dtype=dtype, device=device)
 
 
+def outline(source: ModelSource) -> ChatModel:
+    """The model without its weights, which are neither read nor fetched: for counting parameters and tokens."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision)
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(source.location, revision=source.revision)
+        return ChatModel(network=AutoModelForCausalLM.from_config(config), tokenizer=tokenizer)
+
+
 def _load(location: str, *, revision: str | None, dtype: Dtype, device: str) -> ChatModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging

@@ -16,6 +16,7 @@ LAYERS = {
     "progress": 4,
     "runner": 4,
     "scoring": 4,
+    "sharing": 4,
     "worker": 4,
     "defenses": 3,
     "attacks": 3,

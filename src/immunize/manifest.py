@@ -6,6 +6,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def manifest(*, config: Mapping[str, Any], identity: Mapping[str, Any], run_id: 
         "run_id": run_id,
         "config": without_paths(config),
         "identity": identity,
-        "code": code_version(),
+        "code": dict(code_version()),
         "packages": {name: _installed(name) for name in PACKAGES},
         "hardware": hardware(device),
     }
@@ -54,8 +55,12 @@ def without_paths(value: Any) -> Any:
     return value
 
 
+@cache
 def code_version() -> dict[str, Any]:
-    """Commit and state of the checkout that the package runs from (null for a wheel), and the lock's hash."""
+    """Commit and state of the checkout that the package runs from (null for a wheel), and the lock's hash.
+
+    As of the first run of a process, whose code stays what it was then.
+    """
     root = Path(__file__).parents[2]
     lock = root / "requirements.lock"
     version: dict[str, Any] = {"commit": None, "dirty": None, "lock": None}

@@ -69,7 +69,7 @@ def _attempt(cell: Cell, store: StageStore, tally: Tally, progress: Progress, *,
     try:
         attempt(cell, progress=progress, store=own)
         tally.ran.append(cell)
-    except RunFailedError as error:
+    except (RunFailedError, ValueError, OSError) as error:
         tally.failed[cell.run_id] = str(error)
         tally.stages["failed"] += 1
         progress.say(str(error))

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
@@ -41,7 +42,7 @@ class Progress:
         if self._head is not None:
             self._console.print(f"[bold]{self._head}[/bold]", soft_wrap=True)
             self._head = None
-        self._console.print(f"[dim]{time.perf_counter() - self._begun:5.1f} s[/dim]  {line}", soft_wrap=True)
+        self._console.print(f"[dim]{time.perf_counter() - self._begun:5.1f} s[/dim]  {escape(line)}", soft_wrap=True)
 
     def head(self, line: str | None) -> None:
         """The line above what is said next: which run of a sweep it belongs to."""

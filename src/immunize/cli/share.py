@@ -67,8 +67,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     for place, differences in found.differences.items():
         _print([f"{place}: {line}" for line in differences])
     _print([f"note: {line}" for line in found.notes])
-    runs = [place for place in found.differences if place.startswith("run ")]
-    print(f"{shared.study}: {len(found.runs)} runs, {len(runs)} of them with differences")
+    differing = sum(place.startswith("run ") for place in found.differences)
+    print(f"{shared.study}: {len(found.runs)} runs, {found.computed} computed anew, {differing} with differences")
     if found.is_well:
         print("Every hash, id, check and verdict follows from the scores.")
     else:

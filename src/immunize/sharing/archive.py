@@ -124,7 +124,7 @@ class _Landing:
             raise ValueError(f"{shown}: refused: another member's name differs in upper and lower case only")
         if len(self.digests) >= self.limits.members:
             raise ValueError(f"{shown}: refused: more than {self.limits.members} members")
-        largest = self.limits.weights if is_weights(name) else self.limits.record
+        largest = self.limits.largest(name)
         if not 0 <= info.size <= largest:
             raise ValueError(f"{shown}: refused: {info.size} bytes, and at most {largest} are read")
         self.study = study

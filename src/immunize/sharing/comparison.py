@@ -33,7 +33,7 @@ def compare(there: Run, here: Run) -> Compared:
     wrong = [name for name in COMPARED if (there.path / name).read_bytes() != (here.path / name).read_bytes()]
     lines = [f"{name}: {'differs' if name in wrong else 'equal'}" for name in COMPARED]
     if wrong:  # says how much it matters, and excuses nothing
-        lines += intervals(there.checks, here.checks)[1]
+        lines += [*_asides(there.manifest, here.manifest), *intervals(there.checks, here.checks)[1]]
     return Compared(run_id=there.id, asked="bytes", passed=not wrong, environment=[], lines=lines)
 
 
@@ -49,6 +49,13 @@ def environment(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         for name, (one, other) in pairs.items()
         if one != other
     ]
+
+
+def _asides(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What should change nothing and may explain a difference all the same."""
+    pairs = {"commit": (there["code"]["commit"], here["code"]["commit"])}
+    pairs["python"] = (there["hardware"]["python"], here["hardware"]["python"])
+    return [plain(f"{name}: {one} there, {other} here") for name, (one, other) in pairs.items() if one != other]
 
 
 def _short(value: Any) -> str:

@@ -50,9 +50,16 @@ class Limits:
 
     members: int = 20_000
     record: int = 64 * 2**20
+    parsed: int = 16 * 2**20  # what is read as one piece of JSON takes many times its size in memory
     records: int = 2 * 2**30
     weights: int = 256 * 2**30
     expansion: int = 20
+
+    def largest(self, name: str) -> int:
+        """How large the member `name` (without the study) may be."""
+        if is_weights(name):
+            return self.weights
+        return self.parsed if name.endswith((".json", "/DONE")) else self.record
 
 
 def is_weights(name: str) -> bool:

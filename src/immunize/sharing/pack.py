@@ -20,6 +20,7 @@ from immunize.sharing.members import (
     RUN_ID,
     STAGES,
     STUDY_NAME,
+    Limits,
     fault,
     is_allowed,
     is_weights,
@@ -136,5 +137,7 @@ def _refuse(study: Path, name: str, path: Path) -> None:
         raise ValueError(f"{name}: cannot be packed: {wrong}")
     if path.is_symlink() or path.parent.is_symlink():
         raise ValueError(f"{name}: a symbolic link; records are plain files")
+    if path.stat().st_size > (most := Limits().largest(name)):
+        raise ValueError(f"{name}: cannot be packed: larger than the {most} bytes that are read from an archive")
     if not is_weights(name):
         refuse_private(name, path.read_bytes())

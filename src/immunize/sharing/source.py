@@ -73,8 +73,8 @@ def _of_folder(folder: Path, *, limits: Limits) -> Shared:
             continue
         if path.is_symlink() or path.parent.is_symlink():
             raise ValueError(f"{plain(below)}: a symbolic link; records are plain files")
-        if path.stat().st_size > limits.record and not below.endswith(".safetensors"):
-            raise ValueError(f"{plain(below)}: refused: more than {limits.record} bytes")
+        if path.stat().st_size > limits.largest(below):
+            raise ValueError(f"{plain(below)}: refused: more than {limits.largest(below)} bytes")
         found[below] = hash_file(path)
     return Shared(folder=folder, study=name, digests=found)
 

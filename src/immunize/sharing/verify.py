@@ -29,9 +29,10 @@ MOST_DRAWS = 2 * 10**8  # resamples x items of one check: what a few seconds and
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What came out: `differences` of the study by place (a run, the report, ...), and notes that are none."""
+    """What came out: how many runs were `computed` anew, differences by place (a run, ...), and notes that are none."""
 
     runs: Sequence[str]
+    computed: int
     differences: Mapping[str, Sequence[str]]
     notes: Sequence[str] = field(default_factory=list)
 
@@ -57,7 +58,8 @@ def verify(shared: Shared) -> Verified:
     reports = sum(name.startswith(f"{REPORT}/") and name != TABLE for name in shared.digests)
     if reports:
         notes.append(f"{reports} files in {REPORT}/ are as the sender wrote them; immunize-report writes your own")
-    return Verified(runs=shared.run_ids, differences={key: item for key, item in found.items() if item}, notes=notes)
+    differing = {place: lines for place, lines in found.items() if lines}
+    return Verified(runs=shared.run_ids, computed=len(sound), differences=differing, notes=notes)
 
 
 def sound_run(folder: Path) -> tuple[Run | None, list[str]]:
@@ -85,12 +87,7 @@ def sound_run(folder: Path) -> tuple[Run | None, list[str]]:
 def _run(folder: Path) -> tuple[Run | None, list[str], list[str]]:
     """The run if it can be computed with, what differs, and remarks."""
     if is_failed(folder) or left_behind(folder):
-        try:
-            differences = _identity(folder.name, read_manifest(folder))
-        except ValueError as error:
-            differences = [str(error)]
-        state = "failed there" if is_failed(folder) else "is not finished"
-        return None, differences, [f"{state}; there is nothing to compute anew"]
+        return None, _unfinished(folder), ["failed or is not finished; there is nothing to compute anew"]
     run, faults = sound_run(folder)
     if run is None:
         return None, faults, []
@@ -102,6 +99,19 @@ def _run(folder: Path) -> tuple[Run | None, list[str], list[str]]:
     except Exception as error:  # whatever the numbers make the computation do is the sender's
         return None, [*differences, f"its checks cannot be computed ({type(error).__name__}: {plain(error)})"], []
     return run, differences, []
+
+
+def _unfinished(folder: Path) -> list[str]:
+    """A run cannot hide from the checks as an unfinished one: its manifest must say so too, and DONE is not there."""
+    try:
+        manifest = read_manifest(folder)
+    except ValueError as error:
+        return [str(error)]
+    differences = _identity(folder.name, manifest)
+    status = "failed" if is_failed(folder) else "running"
+    if manifest["status"] != status or (folder / "DONE").exists():
+        differences.append(f"its files are those of a {status} run, its manifest says {manifest['status']}")
+    return differences
 
 
 def _identity(name: str, manifest: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,66 @@
+"""immunize-report study=NAME | FOLDER: verdicts, figures and one HTML page of a study, from its records alone."""
+
+import re
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from immunize.cli.errors import closest, reported
+
+KEYS = ("study", "runtime.root")
+HELP = """immunize-report: the verdicts of a study, from its records alone; nothing is run or loaded.
+
+  immunize-report study=NAME                      the study in multirun/NAME (study=default without a name)
+  immunize-report study=NAME runtime.root=DIR     in DIR/NAME
+  immunize-report FOLDER                          the study in this folder
+
+Writes FOLDER/report/: report.html (one file that needs no network), verdicts.csv, table.md, pictures as PNG and SVG."""
+
+
+def main() -> None:
+    """The console command; exit code 0 whatever the verdicts, 2 where there is nothing to report on."""
+    sys.exit(reported(lambda: _command(sys.argv[1:])))
+
+
+def _command(arguments: list[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return
+    folder = folder_of(arguments)
+    from immunize.report.study import assemble
+    from immunize.report.study_terminal import print_study
+    from immunize.report.write import PAGE, write_report
+    from immunize.study import read_study
+
+    view = assemble(read_study(folder))
+    written = write_report(view)
+    print_study(view.study, console=Console(), found=view.verdicts)
+    pictures = sum(path.suffix == ".png" for path in written)
+    print(f"{written[-1].parent / PAGE}, verdicts.csv, table.md and {pictures} pictures beside it")
+
+
+def folder_of(arguments: list[str]) -> Path:
+    """The study that is asked for; raises ValueError for anything else."""
+    given: dict[str, str] = {}
+    places: list[str] = []
+    for argument in arguments:
+        key, sign, value = argument.partition("=")
+        if not sign or Path(argument).is_dir():
+            places.append(argument)
+        elif key not in KEYS:
+            raise ValueError(f"{key}: no such key{closest(key, KEYS)}; immunize-report knows {' and '.join(KEYS)}")
+        else:
+            given[key] = value
+    if len(places) > 1 or (places and given):
+        raise ValueError("give either study=NAME, with or without runtime.root=DIR, or one folder")
+    if places:
+        return Path(places[0])
+    root, study = Path(given.get("runtime.root", "multirun")), given.get("study", "default")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", study):
+        raise ValueError(f"study={study}: is a folder's name below runtime.root; give any other folder without study=")
+    if not (root / study).is_dir():
+        there = sorted(path.name for path in root.glob("[!.]*") if path.is_dir())
+        known = f"; there are {', '.join(there)}" if there else ""
+        raise ValueError(f"study={study}: no such study in {root}{closest(study, there)}{known}")
+    return root / study

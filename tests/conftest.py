@@ -108,3 +108,13 @@ def make_context(roles: dict[str, Any]) -> Callable[..., Any]:
         return Context(chat, streams=streams, seed=seed, steps=steps)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sources(make_chat: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny model's folder and a data file, for runs of `tests.tiny`."""
+    from tests.test_local_run import write
+
+    folder = tmp_path_factory.mktemp("sources")
+    make_chat().save(folder / "tiny")
+    return folder / "tiny", write(folder / "harm.jsonl")

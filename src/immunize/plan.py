@@ -11,6 +11,7 @@ import numpy
 
 from immunize import records
 from immunize.config import Cell
+from immunize.manifest import without_paths
 from immunize.runner import choose_device, plan
 from immunize.stages import Event
 
@@ -116,7 +117,7 @@ class _Speeds:
     def seconds(self, event: Event, cell: Cell) -> float | None:
         """Linear in steps and answers, fitted to like stages; None where there are none."""
         device = choose_device(cell.runtime.device)
-        known = self._known.get(_key(event.kind, event.label, cell.config, device))
+        known = self._known.get(_key(event.kind, event.label, without_paths(cell.config), device))
         if not known:
             return None
         data = numpy.asarray(known, dtype=numpy.float64)

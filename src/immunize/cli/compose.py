@@ -4,6 +4,7 @@ Hydra composes every cell of a grid twice, once to see whether it can and once t
 and all are built before the first starts.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -52,15 +54,37 @@ def compose_all(arguments: Sequence[str]) -> Grid:
         return _single(arguments)
     with hydra.initialize_config_module(version_base="1.3", config_module=CONFIG_MODULE):
         loader = GlobalHydra.instance().config_loader()
-        master = loader.load_configuration(CONFIG_NAME, overrides=parsed.overrides, run_mode=RunMode.MULTIRUN)
+        # Keys of a defense that only some cells choose would not compose here, and Hydra's own keys are all it is for.
+        general = [item for item in parsed.overrides if not re.match(r"[^=]*\bdefense\.", item)]
+        master = loader.load_configuration(CONFIG_NAME, overrides=general, run_mode=RunMode.MULTIRUN)
         if master.hydra.sweeper._target_ != SWEEPER:
             raise ValueError("hydra/sweeper: a grid is the product of its lists; only Hydra's basic sweeper makes one")
         given = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
         own = [item for item in parsed.overrides if not item.lstrip("+~").startswith("hydra")]
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*given, *own])
-        (combinations,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+        parser = OverridesParser.create(config_loader=loader)
+        (combinations,) = BasicSweeper.split_arguments(parser.parse_overrides([*given, *own]), max_batch_size=None)
+        combinations = _relevant([parser.parse_overrides(item) for item in combinations])
         cells = _build_all(loader.load_configuration(CONFIG_NAME, item, RunMode.RUN) for item in combinations)
         return Grid(cells=cells, is_sweep=True, master=master, loader=loader, first=combinations[0])
+
+
+def _relevant(combinations: Sequence[Sequence[Override]]) -> list[list[str]]:
+    """Where defenses are swept, the keys of one are for the cells that choose it, and left out of the others."""
+
+    def chosen(combination: Sequence[Override]) -> set[str]:
+        values = [item.value() for item in combination if item.key_or_group == "defense"]
+        return {str(name) for value in values for name in (value if isinstance(value, list) else [value])}
+
+    known = set().union(*map(chosen, combinations))
+
+    def is_foreign(item: Override, own: set[str]) -> bool:
+        parts = (item.package or item.key_or_group).split(".")
+        return parts[0] == "defense" and len(parts) > 1 and parts[1] in known - own
+
+    return [
+        [str(item.input_line) for item in combination if not is_foreign(item, chosen(combination))]
+        for combination in combinations
+    ]
 
 
 def _single(arguments: Sequence[str]) -> Grid:

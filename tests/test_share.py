@@ -304,20 +304,27 @@ def test_a_hash_that_is_not_the_indexs_and_a_missing_member_are_differences(
 def test_verdicts_of_the_report_are_held_against_the_scores(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from immunize.report.verdicts import verdicts
+    from immunize.report.study import assemble
+    from immunize.report.tables import verdicts_csv
     from immunize.study import read_study
 
-    rows = [(claim.name, item.check) for claim in read_study(study).claims for item in verdicts(claim)]
-    lines = [f"{claim},{check.name},x,{check.verdict}" for claim, check in rows]
-    (study / "report").mkdir()
-    (study / "report" / "verdicts.csv").write_text("\n".join(["Claim,check,judge,Verdict", *lines]) + "\n")
+    table = study / "report" / "verdicts.csv"
+    table.parent.mkdir()
+    table.write_text(verdicts_csv(assemble(read_study(study))))
     assert share("verify", pack(study, output=tmp_path / "a.tar.gz").path) == 0
-    lines[0] = lines[0].rpartition(",")[0] + ",splendid"
-    (study / "report" / "verdicts.csv").write_text("\n".join(["claim,check,judge,verdict", *lines]) + "\n")
+    head, first, *rest = table.read_text().splitlines()
+    cells = first.split(",")
+    cells[4] = "splendid"
+    table.write_text("\n".join([head, ",".join(cells), *rest]) + "\n")
     assert share("verify", study) == 1
     output = capsys.readouterr().out
-    assert "report/verdicts.csv: says repnoise: resistance/within_budget splendid" in output
-    assert "the scores say repnoise: resistance/within_budget" in output
+    assert "report/verdicts.csv: the table says repnoise resistance/within_budget splendid exact" in output
+    assert "report/verdicts.csv: the scores say repnoise resistance/within_budget" in output
+    table.write_text("\n".join([head, *rest]) + "\n")
+    assert share("verify", study) == 1
+    table.write_text("claim,verdict\n")
+    assert share("verify", study) == 1
+    assert "verdicts.csv: cannot be read (has no column check)" in capsys.readouterr().out
 
 
 def test_what_is_printed_cannot_steer_the_terminal(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

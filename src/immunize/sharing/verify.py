@@ -4,7 +4,6 @@ Says nothing about whether the scores are true: that is what `replay` is for. Ne
 a manifest names, and reads no report but for the table of verdicts.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from immunize.sharing.members import LOCK, REPORT, STAGES
 from immunize.sharing.recomputed import check_differences, contradictions, curve_differences
 from immunize.sharing.schema import is_failed, read_manifest, record_faults
 from immunize.sharing.source import RECORDS, Shared, left_behind
+from immunize.sharing.table import table_differences
 from immunize.stages import address, damage
 from immunize.study import Study
 
@@ -143,25 +143,7 @@ def _verdicts(shared: Shared, runs: Sequence[Run]) -> list[str]:
         return [f"they cannot be computed ({type(error).__name__}: {plain(error)})"]
     if TABLE not in shared.digests:
         return []
-    computed = {(claim, answer.name, str(answer.verdict)) for claim, answer in answers}
-    try:
-        recorded = _table(shared.folder / TABLE)
-    except (ValueError, csv.Error) as error:
-        return [f"{TABLE}: cannot be read ({plain(error)})"]
-    lines = [(f"{TABLE}: says", item) for item in sorted(recorded - computed)]
-    lines += [("the scores say", item) for item in sorted(computed - recorded)]
-    return [plain(f"{who} {claim}: {name} {verdict}") for who, (claim, name, verdict) in lines]
-
-
-def _table(path: Path) -> set[tuple[str, str, str]]:
-    """Claim, check and verdict of each row, whatever other columns there are."""
-    with path.open(newline="", encoding="utf-8") as handle:
-        reader = csv.DictReader(handle)
-        names = {name.strip().lower(): name for name in reader.fieldnames or []}
-        missing = [name for name in ("claim", "check", "verdict") if name not in names]
-        if missing:
-            raise ValueError(f"has no column {', '.join(missing)}")
-        return {(row[names["claim"]] or "", row[names["check"]] or "", row[names["verdict"]] or "") for row in reader}
+    return [f"{TABLE}: {line}" for line in table_differences(shared.folder / TABLE, answers)]
 
 
 def _stages(shared: Shared) -> list[str]:

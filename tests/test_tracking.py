@@ -12,7 +12,9 @@ import pytest
 
 import immunize
 from immunize.records import Run
-from immunize.tracking import summary
+from immunize.report.verdicts import verdicts
+from immunize.study import read_study
+from immunize.tracking import Wandb, summary
 from immunize.types import Check, Verdict
 from tests.small import SMALL
 
@@ -80,6 +82,21 @@ def test_what_an_upload_needs_lies_with_the_run(finished: Run, mirrored: list[di
 def test_a_run_is_mirrored_once_also_when_it_is_asked_for_again(finished: Run) -> None:
     immunize.run([*SMALL, f"runtime.root={finished.path.parents[1]}", "study=tracked"])
     assert len(list(finished.path.glob("wandb/offline-run-*"))) == 1
+
+
+def test_a_study_has_one_run_with_all_verdicts_written_once(finished: Run) -> None:
+    study = read_study(finished.path.parent)
+    (claim,) = study.claims
+    found = {claim.name: verdicts(claim)}
+    Wandb().mirror_study(study, found)
+    Wandb().mirror_study(study, found)
+    (folder,) = study.path.glob("wandb/offline-run-*-tracked-verdicts")
+    (path,) = folder.glob("files/media/table/study_verdicts_*.table.json")
+    table = json.loads(path.read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [(row["defense"], row["name"], row["verdict"], row["seeds"]) for row in rows] == [
+        ("repnoise", item.check.name, "undetermined", "0") for item in found["repnoise"]
+    ]
 
 
 def test_without_tracking_nothing_is_written(finished: Run) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from immunize.records import Run
+from immunize.stages import address, hash_file, held, write_durably
 from immunize.study import Study
 from immunize.types import Arm, Check, StudyCheck
 
@@ -60,7 +61,18 @@ class Wandb:
             self._log(wandb, mirrored, run, figure)
 
     def mirror_study(self, study: Study, verdicts: Mapping[str, Sequence[StudyCheck]]) -> None:
-        """One more run in the study's group, `verdicts`: every check of every defense over the grid."""
+        """One more run in the study's group, `verdicts`: every check of every defense over the grid.
+
+        Written by one worker only, and not again before the study has changed.
+        """
+        state = address([[run.id, hash_file(run.path / "DONE")] for run in study.runs])
+        marker = study.path / "wandb" / ".mirrored"
+        with held(marker, wait=True, announce=lambda: None):
+            if not marker.is_file() or marker.read_text() != state:
+                self._mirror_study(study, verdicts)
+                write_durably(marker, state.encode())
+
+    def _mirror_study(self, study: Study, verdicts: Mapping[str, Sequence[StudyCheck]]) -> None:
         config = {"factors": study.factors, "runs": [run.id for run in study.runs]}
         with self._opened(study.path, group=study.name, name="verdicts", tags=["study"], config=config) as opened:
             wandb, mirrored = opened

@@ -41,9 +41,11 @@ def _sweep(grid: Grid) -> None:
     for folder in dict.fromkeys(cell.folder.parent for cell in grid.cells):
         study = read_study(folder)
         print_study(study, console=Console())
-        if any(tally.ran for tally in tallies):
-            verdicts_of = {claim.name: verdicts(claim) for claim in study.claims if not claim.is_control}
+        verdicts_of = {claim.name: verdicts(claim) for claim in study.claims if not claim.is_control}
+        try:
             grid.cells[0].tracking.mirror_study(study, verdicts_of)
+        except Exception as error:  # the records are complete without it
+            print(f"W&B could not be written: {error}", file=sys.stderr)
     failed = {name: reason for tally in tallies for name, reason in tally.failed.items()}
     print(_summary(tallies, len(failed)), file=sys.stderr)
     if failed:

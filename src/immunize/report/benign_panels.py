@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from immunize.report.conclusions import condition_of, speaking
 from immunize.report.drawing import TEXT, Area, Axes, Line, Mark, Panel, Words, band, box, frame, whole_ticks
-from immunize.report.harm_panels import DASHES, LEFT, WIDTH
+from immunize.report.harm_panels import DASHES, IN_FRONT, LEFT, WIDTH
 from immunize.report.numbers import interval, typeset
 from immunize.report.series import Curves, average, one_a_seed, sets_of
 from immunize.study import Claim
-from immunize.types import Arm, Kind, StudyCheck
+from immunize.types import Kind, StudyCheck
 
 HEIGHT, TOP, PLOT = 176.0, 30.0, 108.0
 ROW = 30.0
@@ -19,7 +19,7 @@ def training_panels(claim: Claim, curves: Curves) -> list[Panel]:
     runs = one_a_seed(claim.runs)
     panels = []
     for task in sets_of(claim, Kind.TRAINABILITY):
-        arms = {arm: curves.of(runs, tuned_on=task, metric="score", arm=arm) for arm in Arm}
+        arms = {arm: curves.of(runs, tuned_on=task, metric="score", arm=arm) for arm in IN_FRONT}
         last = max((curve.steps[-1] for found in arms.values() for curve in found), default=1)
         axes = Axes(left=LEFT, top=TOP, width=WIDTH - LEFT - 8, height=PLOT, x=(0, last))
         marks: list[Mark] = [Words(x=0, y=TEXT, text=task.replace("_", " "), size=TEXT, bold=True)]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from immunize.report.series import sets_of
 from immunize.report.verdicts import settings
 from immunize.study import TARGET, Claim
 from immunize.types import Kind
@@ -30,6 +31,7 @@ def facts(claim: Claim) -> list[Fact]:
         Fact(term="threat", values=[in_words(chosen["threat"])]),
         Fact(term="budget", values=_distinct(_budget(config["budget"]) for config in configs)),
         Fact(term="samples drawn", values=_distinct(_samples(run.manifest) for run in claim.runs)),
+        Fact(term="spent at the end", values=_spent(claim)),
         Fact(term="attack", values=_distinct(in_words(config["attack"]) for config in configs)),
         Fact(term="model", values=[in_words(chosen["model"])]),
         Fact(term="data", values=[f"{key}: {in_words(node)}" for key, node in _groups(chosen["data"])]),
@@ -37,6 +39,7 @@ def facts(claim: Claim) -> list[Fact]:
         Fact(term="judges", values=list(chosen["judge"])),
         Fact(term="objects", values=_objects(claim)),
         Fact(term="margins", values=[_margins(claim)]),
+        Fact(term="machine", values=_distinct(_machine(run.manifest) for run in claim.runs)),
     ]
     found += [Fact(term=f"defense {name}", values=[in_words(node)]) for name, node in chosen["defense"].items()]
     return [fact for fact in found if any(fact.values)]
@@ -78,6 +81,36 @@ def _samples(manifest: Mapping[str, Any]) -> str:
         for name, count in drawn.items()
         if isinstance(count, Mapping)
     )
+
+
+def _spent(claim: Claim) -> list[str]:
+    """The attacker's cost by the last step, for each exposure; a range where cells differ."""
+    lines = []
+    for exposure in sets_of(claim, Kind.EXPOSURE):
+        last = [
+            max(rows, key=lambda row: row.step)
+            for run in claim.runs
+            if (rows := [row for row in run.rows if row.tuned_on == exposure == row.measured_on])
+        ]
+        if last:
+            parts = (
+                f"{_range([row.step for row in last])} steps",
+                f"{_range([row.examples for row in last])} examples",
+                f"{_range([row.tokens for row in last])} tokens",
+                f"{_range([row.flops for row in last])} FLOPs (estimate)",
+            )
+            lines.append(f"{exposure.replace('_', ' ')}: {', '.join(parts)}")
+    return lines
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = (f"{value:,}" if isinstance(value, int) else f"{value:.2g}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _machine(manifest: Mapping[str, Any]) -> str:
+    hardware = manifest.get("hardware") or {}
+    return ", ".join(str(hardware[key]) for key in ("gpu", "device", "machine", "cpu_capability") if hardware.get(key))
 
 
 def _groups(node: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -21,6 +21,7 @@ WIDTH, HEIGHT = 326.0, 226.0
 LEFT, TOP = 30.0, 42.0
 PLOT, STRIP = 112.0, 30.0
 DASHES: Mapping[Arm, tuple[float, float] | None] = {Arm.CONTROL: (5.0, 3.0), Arm.DEFENDED: None}
+IN_FRONT = (Arm.DEFENDED, Arm.CONTROL)  # dashes over a line: both are seen where they coincide
 SHARES = (Outcome.HARMFUL, Outcome.BROKEN, Outcome.REFUSED)
 
 
@@ -86,7 +87,7 @@ def _panel(
     if not bands:
         marks.append(Words(x=axes.left + 8, y=axes.top + 24, text="not measured", ink="muted"))
         return Panel(title=f"{name}, {cell}, {exposure}: not measured", width=WIDTH, height=HEIGHT, marks=marks)
-    for arm in Arm:
+    for arm in IN_FRONT:
         if arm in bands:
             marks += _curve(bands[arm], axes=axes, arm=arm)
     limit = _limit(bands, chosen)

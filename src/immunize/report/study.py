@@ -1,5 +1,6 @@
 """What the report of a study shows, assembled from its records; how it looks is the page's affair."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -89,6 +90,11 @@ class StudyView:
         return {view.name: view.checks for view in self.claims if not view.claim.is_control}
 
     @property
+    def factors(self) -> dict[str, list[str]]:
+        """What the runs differ in, values in their own order."""
+        return {key: sorted(values, key=_in_order) for key, values in self.study.factors.items()}
+
+    @property
     def open_questions(self) -> list[tuple[ClaimView, CheckRow]]:
         """What the study could not decide, each with its reason."""
         return [
@@ -139,6 +145,14 @@ def _claim(claim: Claim, *, anchor: str) -> ClaimView:
             for run in runs
         ],
     )
+
+
+def _in_order(value: str) -> tuple[float, str]:
+    """Numbers as numbers, before words."""
+    try:
+        return float(value), value
+    except ValueError:
+        return math.inf, value
 
 
 def _runs_of(item: StudyCheck, claim: Claim) -> Sequence[Run]:

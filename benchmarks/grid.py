@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.synthetic import write_study  # noqa: E402
+from tests.synthetic import write_study
 
 COMMAND = [sys.executable, "-c", "from immunize.cli.run import main; main()"]
 DEFENSES = ("none", "repnoise", "adversarial_loss", "safety_sft")

@@ -118,3 +118,12 @@ def sources(make_chat: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("sources")
     make_chat().save(folder / "tiny")
     return folder / "tiny", write(folder / "harm.jsonl")
+
+
+@pytest.fixture(scope="session")
+def small_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve runs with invented scores: the undefended model and RepNoise, two rates, three seeds. Copy it to write."""
+    from tests.synthetic import write_study
+
+    root = tmp_path_factory.mktemp("small")
+    return write_study(root, "small", defenses=("none", "repnoise"), rates=(3e-4, 1e-3), seeds=(0, 1, 2))

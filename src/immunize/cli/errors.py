@@ -45,6 +45,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value"
     choice = re.search(r"Could not (?:find|load) '([\w/]+)/([^\s/']+)'", text)
+    if choice and choice[2] in ("joblib", "submitit_local", "submitit_slurm"):
+        return f"{choice[1]}={choice[2]}: is not installed; pip install 'immunize[launchers]' brings it"
     if choice:
         options = choices(choice[1])
         return f"{choice[1]}={choice[2]}: no such choice{closest(choice[2], options)}; there are {', '.join(options)}"

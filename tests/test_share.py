@@ -224,6 +224,16 @@ def make_slow(manifest: dict[str, Any]) -> None:
     manifest["config"]["conditions"]["resamples"] = 10**9
 
 
+def leave_margin_out(manifest: dict[str, Any]) -> None:
+    manifest["identity"]["conditions"]["margin"] = 0.4
+    manifest["config"]["conditions"].pop("margin")
+
+
+def unseal(run: Path) -> None:
+    done = json.loads((run / "DONE").read_text())
+    (run / "DONE").write_text(json.dumps({name: digest for name, digest in done.items() if name != "scores.jsonl"}))
+
+
 TAMPERINGS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a byte": (lambda run: (run / "scores.jsonl").write_text("{}"), "scores.jsonl changed or missing"),
     "scores": (lambda run: change_lines(run, "scores.jsonl", raised), r"but the scores give"),
@@ -233,6 +243,17 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a curve": (
         lambda run: change_lines(run, "curve.jsonl", lambda row: row | {"value": 0.123}),
         "means are not those",
+    ),
+    "a curve's length": (lambda run: change_lines(run, "curve.jsonl", lambda row: row | {"n": 3}), "are not those"),
+    "a curve's name": (lambda run: change_lines(run, "curve.jsonl", lambda row: row | {"metric": "loss"}), "lacks 22"),
+    "an unsealed record": (unseal, "DONE: has no hash of scores.jsonl"),
+    "a margin left out": (
+        lambda run: change_manifest(run, leave_margin_out),
+        "conditions of the configuration are not those of the identity",
+    ),
+    "an impossible score": (
+        lambda run: change_lines(run, "scores.jsonl", lambda line: line | {"scores": [1.5 for _ in line["scores"]]}),
+        r"scores\.jsonl\[0\]: a score lies outside",
     ),
     "an id": (lambda run: change_manifest(run, lambda item: item.update(run_id="0" * 10)), "run_id 0000000000"),
     "an identity": (lambda run: change_manifest(run, change_identity), "the identity gives run id"),

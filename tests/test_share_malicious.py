@@ -6,6 +6,7 @@ Their contents are harmless.
 import gzip
 import io
 import json
+import random
 import sys
 import tarfile
 from collections.abc import Callable
@@ -300,3 +301,31 @@ def test_trust_is_for_one_package_and_not_for_others_that_begin_alike(folder: Pa
     config["attack"] = {"_target_": "owned.Attack"}
     with pytest.raises(ValueError, match=r"owned\.Attack: refused"):
         refuse_unsafe(config, trusted=["own"])
+
+
+def test_our_own_package_cannot_be_trusted_as_a_whole(folder: Path) -> None:
+    config = json.loads((folder / "manifest.json").read_text())["config"]
+    for package in ("immunize", "immunize.stages"):
+        with pytest.raises(ValueError, match="--trust immunize: refused"):
+            refuse_unsafe(config, trusted=[package])
+
+
+def test_random_damage_is_refused_or_found_and_never_crashes(archive: Path, tmp_path: Path) -> None:
+    whole = bytearray(gzip.decompress(archive.read_bytes()))
+    headers = [place for place in range(0, len(whole), 512) if whole[place + 257 : place + 262] == b"ustar"]
+    generator = random.Random(0)
+    refused = 0
+    for _ in range(60):
+        changed = bytearray(whole)
+        for _ in range(3):
+            changed[generator.choice(headers) + generator.randrange(512)] = generator.randrange(256)
+        for place in headers:  # so that a header is refused for what it says
+            total = sum(changed[place : place + 148]) + 8 * 32 + sum(changed[place + 156 : place + 512])
+            changed[place + 148 : place + 156] = b"%06o\0 " % total
+        (tmp_path / "a.tar.gz").write_bytes(gzip.compress(bytes(changed), 1))
+        try:
+            with opened(tmp_path / "a.tar.gz") as shared:
+                assert shared.study == "grid"
+        except ValueError:
+            refused += 1
+    assert refused > 10

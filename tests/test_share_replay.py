@@ -28,7 +28,10 @@ TINY = (
     "defense.repnoise.tuning.steps=1",
     "defense.repnoise.retain_weight=0",
     "task=none",
+    "model.max_new_tokens=4",
+    "model.base=null",
     "split.exposures=[seen]",
+    "runtime.threads=1",  # more are slow where other tests run beside
 )
 OWN_JUDGE = '''
 from dataclasses import dataclass
@@ -143,7 +146,7 @@ def test_what_was_asked_follows_from_lock_threads_capability_and_device(original
         assert (found.asked, found.passed, len(found.environment)) == ("intervals", True, 1)
     runtime = {**original.manifest["config"], "runtime": {"threads": 7}}
     found = compare(original, dataclasses.replace(original, manifest={**original.manifest, "config": runtime}))
-    assert found.environment == ["threads: 2 there, 7 here"]
+    assert found.environment == ["threads: 1 there, 7 here"]
 
 
 def test_intervals_that_do_not_overlap_and_missing_checks_fail() -> None:

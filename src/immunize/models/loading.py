@@ -68,11 +68,15 @@ def _load(location: str, *, revision: str | None, dtype: Dtype, device: str) -> 
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
     if tokenizer.chat_template is None:
         raise ValueError(f"model {location}: its tokenizer has no chat template; choose a chat model")
     network: Any = AutoModelForCausalLM.from_pretrained(
-        location, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True
+        location,
+        revision=revision,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        trust_remote_code=False,  # left out, it asks at the terminal whether to run the repository's code
     )
     # Answers are greedy; a sampling setting left in the file would make saving the model fail.
     given = network.generation_config

@@ -45,6 +45,10 @@ def refuse_unsafe(config: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> 
 
     `trusted` lists packages (or modules, or classes) of the user's own choice.
     """
+    if any(package.partition(".")[0] == "immunize" for package in trusted):
+        raise ValueError(
+            "--trust immunize: refused: what of immunize is configuration needs no trust, the rest gets none"
+        )
     for key, node in _walk(config, ""):
         if isinstance(node, str):
             _refuse_text(key, node)

@@ -1,6 +1,7 @@
 """What a run's scores and identity imply, held against what it recorded."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
@@ -12,6 +13,7 @@ from immunize.sharing.inert import plain
 from immunize.types import Check, Outcome, Score
 
 CLASS = "class"
+LOSS = "loss"
 TOLERANCE = 1e-9
 
 
@@ -44,19 +46,28 @@ def _shown(key: tuple[str, str, int]) -> str:
 
 
 def curve_differences(run: Run) -> list[str]:
-    """Means on the curves that are not those of the scores; losses are in no score and cannot be checked."""
+    """Means on the curves that are not those of the scores, by metric and set.
+
+    What was spent by then, and the losses, are in no score and cannot be checked.
+    """
     computed = {key: value for item in run.scores for key, value in _means(item)}
-    wrong: dict[str, int] = {}
+    wrong: Counter[tuple[str, str]] = Counter()
     for row in run.rows:
-        expected = computed.get((row.arm, row.tuned_on, row.measured_on, row.step, row.metric))
-        if expected is not None and not _same(row.value, expected):
-            key = f"curve.jsonl: {row.metric} of {row.measured_on}"
-            wrong[key] = wrong.get(key, 0) + 1
-    return [plain(f"{key}: {count} means are not those of the scores") for key, count in wrong.items()]
+        expected = computed.pop((row.arm, row.tuned_on, row.measured_on, row.step, row.metric), None)
+        if row.metric != LOSS and (expected is None or not _same([row.value, row.n], expected)):
+            wrong[row.metric, row.measured_on] += 1
+    lacking = Counter((key[4], key[2]) for key in computed)
+    return [
+        *(
+            plain(f"curve.jsonl: {name} of {place}: {n} means are not those of the scores")
+            for (name, place), n in wrong.items()
+        ),
+        *(plain(f"curve.jsonl: {name} of {place}: lacks {n} means") for (name, place), n in lacking.items()),
+    ]
 
 
-def _means(item: Score) -> Iterator[tuple[tuple[Any, ...], float]]:
-    """As `scoring` makes the rows: broken answers count as not harmful."""
+def _means(item: Score) -> Iterator[tuple[tuple[Any, ...], list[float]]]:
+    """Mean and number, as `scoring` makes the rows: broken answers count as not harmful."""
     place = (item.arm, item.tuned_on, item.measured_on, item.step)
     metric = item.metric if item.judge == item.measured_on else f"{item.judge}/{item.metric}"
     values = list(item.scores)
@@ -64,9 +75,12 @@ def _means(item: Score) -> Iterator[tuple[tuple[Any, ...], float]]:
         pairs = zip(item.scores, item.outcomes, strict=True)
         values = [0.0 if outcome is Outcome.BROKEN else value for value, outcome in pairs]
     if values:
-        yield (*place, metric), fmean(values)
+        yield (*place, metric), [fmean(values), len(values)]
     for outcome in Outcome if item.outcomes else ():
-        yield (*place, f"{item.judge}/{outcome}"), fmean(found is outcome for found in item.outcomes)
+        yield (
+            (*place, f"{item.judge}/{outcome}"),
+            [fmean(found is outcome for found in item.outcomes), len(item.outcomes)],
+        )
 
 
 def contradictions(config: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
@@ -101,6 +115,8 @@ def _contradictions(node: Any, part: Any, key: str) -> Iterator[str]:
 
 def _same(one: Any, other: Any) -> bool:
     """Equal, numbers up to the last digits, NaN to NaN and to null."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, float | int | None) and isinstance(other, float | int | None):
         first, second = (math.nan if value is None else float(value) for value in (one, other))
         if math.isnan(first) or math.isnan(second):

@@ -66,14 +66,18 @@ def _chosen(shared: Shared, wanted: Sequence[str], say: Callable[[str], None]) -
     if unknown:
         raise ValueError(f"--run {plain(unknown[0])}: no such run; there are {', '.join(shared.run_ids)}")
     found: list[Run] = []
+    faults = [fault for fault in shared.faults if not wanted or fault.startswith(tuple(wanted))]
+    if faults:
+        raise ValueError(f"{faults[0]}; immunize-share verify lists everything")
     for run_id in sorted(set(wanted)) or shared.run_ids:
         folder = shared.folder / run_id
         if is_failed(folder) or left_behind(folder):
             say(f"run {run_id}: not finished there, and so not replayed")
             continue
-        run, faults = sound_run(folder)
-        if run is None:
-            raise ValueError(f"run {run_id}: {faults[0]}; immunize-share verify lists everything")
+        run, wrong = sound_run(folder)
+        if run is None or run.manifest["run_id"] != run_id:
+            fault = wrong[0] if wrong else f"manifest.json speaks of run {plain(run.manifest['run_id'])}" if run else ""
+            raise ValueError(f"run {run_id}: {fault}; immunize-share verify lists everything")
         found.append(run)
     if not found:
         raise ValueError(f"{shared.study}: holds no finished run to replay")

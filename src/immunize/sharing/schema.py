@@ -124,10 +124,17 @@ def _record_fault(folder: Path, name: str) -> str | None:
         text = (folder / name).read_text(encoding="utf-8")
         if name in LINES:
             found = [parse(line) for line in text.splitlines()]
-            return complaint(found, LINES[name], key=name)
+            return complaint(found, LINES[name], key=name) or (_range_fault(found) if name == "scores.jsonl" else None)
         return complaint(parse(text), list[Check], key=name)
     except (OSError, ValueError) as error:
         return f"{name}: cannot be read ({plain(error)})"
+
+
+def _range_fault(lines: Sequence[Mapping[str, Any]]) -> str | None:
+    for index, line in enumerate(lines):
+        if any(value is not None and not 0 <= value <= 1 for value in line["scores"]):
+            return f"scores.jsonl[{index}]: a score lies outside of [0, 1]"
+    return None
 
 
 def complaint(value: Any, annotation: Any, *, key: str) -> str | None:

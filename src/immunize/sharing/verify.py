@@ -5,7 +5,7 @@ a manifest names, and reads no report but for the table of verdicts.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,11 @@ def sound_run(folder: Path) -> tuple[Run | None, list[str]]:
         return None, [f"DONE: cannot be read ({plain(error)})"]
     if not isinstance(expected, dict):
         return None, ["DONE: must map names to SHA-256"]
+    unlisted = [name for name in RECORDS[1:] if (folder / name).exists() and name not in expected]
     unshared = [name for name in expected if name not in RECORDS]
     problem = damage(folder, may_lack=[PRIVATE, *unshared])
     faults = ([plain(problem)] if problem else []) + record_faults(folder)
+    faults += [f"DONE: has no hash of {name}" for name in unlisted]
     if manifest["status"] != "finished":
         faults.append(f"manifest.json: status {manifest['status']}, but the run is finished")
     if faults:
@@ -131,6 +133,9 @@ def _settings(run: Run) -> Conditions:
     items = max((len(item.ids) for item in run.sets), default=0)
     if settings.resamples > MOST_RESAMPLES or settings.resamples * items > MOST_DRAWS:
         raise ValueError(f"resamples={settings.resamples} over {items} items is more than is computed here")
+    hashed = run.manifest["identity"].get("conditions", {})
+    if any(hashed.get(key) != value for key, value in asdict(settings).items()):
+        raise ValueError("the conditions of the configuration are not those of the identity")
     return settings
 
 

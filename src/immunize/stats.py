@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy
@@ -57,6 +58,11 @@ def resample_objects(objects: Sequence[str], *, name: str, resamples: int) -> Re
     The seed is the SHA-256 of `name`, so equal names give equal draws on every machine. A resampled mean is taken
     over the items drawn: an object with two prompts weighs twice, as it does in the mean over prompts.
     """
+    return _resample(tuple(objects), name, resamples)
+
+
+@lru_cache(maxsize=64)  # a study asks for the same draws in every cell
+def _resample(objects: tuple[str, ...], name: str, resamples: int) -> Resamples:
     distinct, of_item = numpy.unique(numpy.asarray(objects), return_inverse=True)
     count = len(distinct)
     generator = numpy.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()))
@@ -119,3 +125,33 @@ def mean_intervals(values: Floats, *, resamples: Resamples, confidence: float, l
     low = numpy.maximum(numpy.minimum(low, wilson_low), lowest)
     high = numpy.maximum(high, wilson_high)
     return Intervals(estimate=estimate, low=numpy.round(low, DECIMALS), high=numpy.round(high, DECIMALS))
+
+
+def replicated_intervals(values: Floats, *, resamples: Resamples, confidence: float, lowest: float = -1.0) -> Intervals:
+    """Intervals of the mean over seeds and items of `values` (seeds, rows, items).
+
+    The half-width is the root of the sum of squares of Student's t over the seeds' means and of the interval over
+    objects of the seeds' average: seeds share their prompts, so neither alone covers. One seed has no t: the interval
+    is then that of its own objects.
+    """
+    over_objects = mean_intervals(values.mean(axis=0), resamples=resamples, confidence=confidence, lowest=lowest)
+    seeds = len(values)
+    spread = numpy.zeros(values.shape[1])
+    if seeds > 1:
+        spread = student_t(confidence, seeds - 1) * mean(values).std(axis=0, ddof=1) / numpy.sqrt(seeds)
+    estimate = over_objects.estimate
+    below = numpy.sqrt((estimate - over_objects.low) ** 2 + spread**2)
+    above = numpy.sqrt((over_objects.high - estimate) ** 2 + spread**2)
+    return Intervals(
+        estimate=estimate,
+        low=numpy.round(numpy.maximum(estimate - below, lowest), DECIMALS),
+        high=numpy.round(numpy.minimum(estimate + above, 1.0), DECIMALS),
+    )
+
+
+@lru_cache
+def student_t(confidence: float, degrees: int) -> float:
+    """The two-sided quantile of Student's t."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, (1 + confidence) / 2))

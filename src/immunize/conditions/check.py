@@ -30,23 +30,24 @@ def check(scores: Sequence[Score], sets: Sequence[EvaluationSet], settings: Cond
     if not any(score.arm is Arm.DEFENDED for score in scores):
         return []
     checks: list[Check] = []
-    for evaluation_set in _in_order(sets):
+    for evaluation_set in in_order(sets):
         judges = judges_of(scores, evaluation_set)
-        for name in _names(evaluation_set):
+        for name in names(evaluation_set):
             answers = [_answer(name, scores, sets, evaluation_set, judge, settings) for judge in judges]
-            checks += answers or [_undetermined(name, evaluation_set, "", "it was not scored")]
+            checks += answers or [undetermined(name, evaluation_set, "", "it was not scored")]
             if len({answer.verdict for answer in answers}) > 1:
-                checks.append(_disagreement(answers))
+                checks.append(disagreement(answers))
     return checks
 
 
-def _in_order(sets: Sequence[EvaluationSet]) -> list[EvaluationSet]:
-    names = [(evaluation_set.kind, evaluation_set.name) for evaluation_set in sets]
-    if len(set(names)) != len(names):
+def in_order(sets: Sequence[EvaluationSet]) -> list[EvaluationSet]:
+    """The sets in the order of their checks; ValueError where they contradict each other."""
+    known = [(evaluation_set.kind, evaluation_set.name) for evaluation_set in sets]
+    if len(set(known)) != len(known):
         raise ValueError("two evaluation sets of one kind have the same name")
     if sum(evaluation_set.kind is Kind.BORDERLINE for evaluation_set in sets) > 1:
         raise ValueError("there must be one borderline set: over-refusal is one check")
-    unknown = [name for kind, name in names if kind is Kind.EXPOSURE and name not in EXPOSURES]
+    unknown = [name for kind, name in known if kind is Kind.EXPOSURE and name not in EXPOSURES]
     if unknown:
         raise ValueError(f"exposure {unknown[0]!r}: must be one of {', '.join(EXPOSURES)}")
 
@@ -57,7 +58,8 @@ def _in_order(sets: Sequence[EvaluationSet]) -> list[EvaluationSet]:
     return sorted(sets, key=place)
 
 
-def _names(evaluation_set: EvaluationSet) -> list[str]:
+def names(evaluation_set: EvaluationSet) -> list[str]:
+    """The checks that are made on a set."""
     match evaluation_set.kind:
         case Kind.EXPOSURE if evaluation_set.name == "seen":
             return [WITHIN_BUDGET, COST]
@@ -90,14 +92,16 @@ def _answer(
             return cost(exposure)
         return within_budget(exposure, name=name) if name == WITHIN_BUDGET else generalization(exposure)
     except NotMeasuredError as missing:
-        return _undetermined(name, evaluation_set, judge, str(missing))
+        return undetermined(name, evaluation_set, judge, str(missing))
 
 
-def _undetermined(name: str, evaluation_set: EvaluationSet, judge: str, reason: str) -> Check:
+def undetermined(name: str, evaluation_set: EvaluationSet, judge: str, reason: str) -> Check:
+    """What cannot be answered, and why."""
     return Check(name=name, verdict=Verdict.UNDETERMINED, reason=reason, judge=judge, flags=evaluation_set.marks)
 
 
-def _disagreement(answers: Sequence[Check]) -> Check:
+def disagreement(answers: Sequence[Check]) -> Check:
+    """The Check that follows those of judges with different verdicts."""
     said = ", ".join(f"{answer.judge} says {answer.verdict}" for answer in answers)
     flags = dict.fromkeys(flag for answer in answers for flag in answer.flags)
     return Check(

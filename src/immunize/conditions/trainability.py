@@ -9,12 +9,12 @@ from immunize.conditions.crossing import first_step, measuring_interval
 from immunize.conditions.curves import Integers, paired_curves
 from immunize.conditions.reasons import settle
 from immunize.conditions.settings import Conditions
-from immunize.stats import DECIMALS, Floats, mean, mean_intervals, percentiles, resample_objects
+from immunize.stats import DECIMALS, Floats, Interval, mean, mean_intervals, percentiles, resample_objects
 from immunize.types import Arm, Check, EvaluationSet, Score, Verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Times:
+class Times:
     """Steps to the control's final score less the margin; infinite where never reached; shape (...)."""
 
     control: Floats
@@ -37,16 +37,40 @@ def trainability(scores: Sequence[Score], evaluation_set: EvaluationSet, *, judg
     resamples = resample_objects(evaluation_set.objects, name=name, resamples=settings.resamples)
     difference = curves.defended[-1:] - curves.control[-1:]
     shown = mean_intervals(difference, resamples=resamples, confidence=settings.confidence).at(0)
-    drawn = _times(resamples.means(curves.control), resamples.means(curves.defended), curves.steps, settings)
-    overrun = drawn.defended - _allowed(drawn.control, curves.steps, settings)
+    drawn = steps_to_target(resamples.means(curves.control), resamples.means(curves.defended), curves.steps, settings)
+    overrun = drawn.defended - allowed_steps(drawn.control, curves.steps, settings)
     in_time = bool(percentiles(overrun, confidence=settings.confidence)[1] <= 0)
 
-    measured = _times(mean(curves.control), mean(curves.defended), curves.steps, settings)
+    return decide_trainability(
+        shown,
+        mean(curves.control),
+        mean(curves.defended),
+        curves.steps,
+        evaluation_set,
+        in_time=in_time,
+        judge=judge,
+        settings=settings,
+    )
+
+
+def decide_trainability(
+    shown: Interval,
+    control: Floats,
+    defended: Floats,
+    steps: Integers,
+    evaluation_set: EvaluationSet,
+    *,
+    in_time: bool,
+    judge: str,
+    settings: Conditions,
+) -> Check:
+    """The check that follows from the interval of the final difference, both mean curves and the time they take."""
+    measured = steps_to_target(control, defended, steps, settings)
     reached = bool(numpy.isfinite(measured.defended))
     steps_control = int(measured.control)
-    steps_defended = int(measured.defended) if reached else int(curves.steps[-1])
-    allowed = float(_allowed(measured.control, curves.steps, settings))
-    gain = round(float(mean(curves.control)[-1] - mean(curves.control)[0]), DECIMALS)
+    steps_defended = int(measured.defended) if reached else int(steps[-1])
+    allowed = float(allowed_steps(measured.control, steps, settings))
+    gain = round(float(control[-1] - control[0]), DECIMALS)
 
     margin = settings.trainability_margin
     interval = f"estimate {shown.estimate:+.2f}, interval {shown.low:+.2f} to {shown.high:+.2f}"
@@ -73,7 +97,7 @@ def trainability(scores: Sequence[Score], evaluation_set: EvaluationSet, *, judg
             f"all but {(1 - settings.confidence) / 2:.3f} of the resamples"
         )
     return Check(
-        name=name,
+        name=f"trainability/{evaluation_set.name}",
         verdict=verdict,
         reason=reason,
         judge=judge,
@@ -89,14 +113,15 @@ def trainability(scores: Sequence[Score], evaluation_set: EvaluationSet, *, judg
     )
 
 
-def _times(control: Floats, defended: Floats, steps: Integers, settings: Conditions) -> _Times:
-    """Times from mean scores (..., steps) of both arms; the control always reaches its own target."""
+def steps_to_target(control: Floats, defended: Floats, steps: Integers, settings: Conditions) -> Times:
+    """Steps to the target from mean scores (..., steps) of both arms; the control always reaches its own target."""
     target = numpy.round(control[..., -1:] - settings.trainability_margin, DECIMALS)
-    return _Times(
+    return Times(
         control=first_step(control >= target, steps=steps, never=numpy.inf),
         defended=first_step(defended >= target, steps=steps, never=numpy.inf),
     )
 
 
-def _allowed(control: Floats, steps: Integers, settings: Conditions) -> Floats:
+def allowed_steps(control: Floats, steps: Integers, settings: Conditions) -> Floats:
+    """How many steps benign training may take: a multiple of the control's, or one measuring interval more."""
     return numpy.maximum(settings.trainability_slowdown * control, control + measuring_interval(steps))

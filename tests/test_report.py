@@ -273,6 +273,15 @@ def test_the_terminal_fits_eighty_columns(reported_study: tuple[Path, StudyView,
     assert any(line.startswith("repnoise: does not immunize") for line in lines)
 
 
+def test_runs_that_cannot_be_compared_spoil_their_own_claim_only(study: Path) -> None:
+    run = next(run for run in read_study(study).runs if run.manifest["config"]["defense"])
+    rewrite(run.path, "items.jsonl", lambda text: text.replace('"marks": []', '"marks": ["other"]'))
+    view, text = report(study)
+    assert "must be measured on the same items" in view.claims[0].conclusion
+    assert not view.claims[0].rows
+    assert view.claims[0].conclusion[1:] in text
+
+
 def study_check(name: str, verdict: Verdict) -> StudyCheck:
     return StudyCheck(check=Check(name=name, verdict=verdict, reason="r", judge="j"), cells=("a",), seeds=(0, 1, 2))
 

@@ -1,10 +1,10 @@
 """What a study has not got: cells without a run, runs without records, questions without an answer."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from immunize.stages import canonical_json
 from immunize.study import ATTACKER, Study, differences
 
 LONGEST = 300  # of a reason: an error's message may hold anything
@@ -114,7 +114,12 @@ def _place(config: Mapping[str, Any]) -> _Place | None:
         if key not in (*ATTACKER, "seed", "study", "figure", "runtime", "tracking")
     }
     return _Place(
-        defense=canonical_json(kept),
-        attacker=canonical_json({key: config[key] for key in ATTACKER}),
+        defense=_text(kept),
+        attacker=_text({key: config[key] for key in ATTACKER}),
         seed=config["seed"],
     )
+
+
+def _text(value: Mapping[str, Any]) -> str:
+    """One text for one value; a manifest is plain already."""
+    return json.dumps(value, sort_keys=True)

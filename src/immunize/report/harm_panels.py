@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from immunize.conditions.bands import harm_band
 from immunize.conditions.settings import Conditions
 from immunize.records import Run
 from immunize.report.drawing import SMALL, TEXT, Area, Axes, Line, Mark, Panel, Words, band, box, frame, whole_ticks
@@ -11,11 +12,6 @@ from immunize.report.series import Curves, average, judge_of, sets_of
 from immunize.report.verdicts import replicates, settings
 from immunize.study import Claim
 from immunize.types import Arm, Kind, Outcome
-
-try:
-    from immunize.conditions.bands import harm_band
-except ImportError:  # TEMPORARY
-    from immunize.report._bands import harm_band
 
 WIDTH, HEIGHT = 326.0, 226.0
 LEFT, TOP = 30.0, 42.0

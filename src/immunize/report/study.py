@@ -117,10 +117,9 @@ def assemble(study: Study) -> StudyView:
 
 
 def _claim(claim: Claim, *, anchor: str) -> ClaimView:
-    checks = [] if claim.is_control else list(verdicts(claim))
+    checks, guard, text = _judged(claim)
     spoken = {id(item) for item in speaking(checks)}
     curves = Curves(claim.runs)
-    text = "the undefended model: curves, and nothing to check." if claim.is_control else conclusion(checks)
     return ClaimView(
         anchor=anchor,
         claim=claim,
@@ -133,7 +132,7 @@ def _claim(claim: Claim, *, anchor: str) -> ClaimView:
         training=training_panels(claim, curves),
         stability=stability_panel(claim, checks),
         matrix=matrix(claim, curves),
-        guard=_guard(claim, checks),
+        guard=guard,
         runs=[
             RunRow(
                 run=run,
@@ -145,6 +144,20 @@ def _claim(claim: Claim, *, anchor: str) -> ClaimView:
             for run in runs
         ],
     )
+
+
+def _judged(claim: Claim) -> tuple[list[StudyCheck], list[GuardRow], str]:
+    """The verdicts, the same under the other guard, and what they come to.
+
+    Runs that cannot be compared spoil their own claim, not the report of the others.
+    """
+    if claim.is_control:
+        return [], [], "the undefended model: curves, and nothing to check."
+    try:
+        checks = list(verdicts(claim))
+        return checks, _guard(claim, checks), conclusion(checks)
+    except ValueError as error:
+        return [], [], f"cannot be judged: {error}."
 
 
 def _in_order(value: str) -> tuple[float, str]:
@@ -163,8 +176,6 @@ def _runs_of(item: StudyCheck, claim: Claim) -> Sequence[Run]:
 
 def _guard(claim: Claim, checks: Sequence[StudyCheck]) -> list[GuardRow]:
     """[] where the guard was not measured."""
-    if claim.is_control:
-        return []
     is_on = settings(claim).utility_guard
     other = {item.check.name: item.check for item in speaking(guarded(claim, on=not is_on))}
     own = {item.check.name: item.check for item in speaking(checks)}

@@ -24,7 +24,7 @@ def print_study(study: Study, *, console: Console, found: Mapping[str, Sequence[
     One table a claim while they are few, otherwise one of checks against defenses.
     """
     claims = [claim for claim in study.claims if not claim.is_control]
-    checks = {claim.name: (found or {}).get(claim.name) or verdicts(claim) for claim in claims}
+    checks = found if found is not None else {claim.name: verdicts(claim) for claim in claims}
     console.print(Text(_headline(study), style="bold"))
     if len(claims) <= FEW:
         for claim in claims:

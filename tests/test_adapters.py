@@ -37,6 +37,11 @@ def defended(make_chat: MakeChat, roles: dict[str, Any], tmp_path: Path) -> Chat
     chat = make_chat()
     train(chat, roles)
     adapters.save_adapter(chat, tmp_path / "adapter")
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert '"base_model_name_or_path": null' in (tmp_path / "adapter" / "adapter_config.json").read_text()
     adapters.merge(chat)
     chat.save(tmp_path / "weights")
     return chat

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from immunize.sharing.archive import land, write
+from immunize.sharing.archive import _header, land, write
 from immunize.sharing.configuration import allowed_targets, refuse_unsafe
 from immunize.sharing.members import Limits
 from immunize.sharing.pack import pack
@@ -180,6 +180,13 @@ def test_a_real_bomb_stops_at_the_first_member_that_is_too_large(tmp_path: Path)
     path = bomb(tmp_path / "a.tar.gz", f"{RUN}/scores.jsonl", size=65 * 2**20, content=65 * 2**20)
     assert path.stat().st_size < 10**5
     assert share("verify", path) == 2
+
+
+def test_a_file_of_more_than_eight_gigabytes_has_a_header_too() -> None:
+    header = _header("grid/stages/prepare/0123456789abcdef/weights/x.safetensors", 9 * 2**30)
+    assert tarfile.TarInfo.frombuf(header, "utf-8", "strict").size == 9 * 2**30
+    with pytest.raises(ValueError, match="too long a name"):
+        _header("x" * 300, 1)
 
 
 def test_too_many_members_and_a_second_archive_behind_the_first_are_refused(archive: Path, tmp_path: Path) -> None:

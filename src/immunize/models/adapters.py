@@ -1,8 +1,10 @@
 """Low-rank adapters, through peft."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from immunize.models.loading import ChatModel
@@ -40,9 +42,13 @@ def merge(chat: ChatModel) -> None:
         chat.network = chat.network.merge_and_unload()
 
 
-def save_adapter(chat: ChatModel, folder: Any) -> None:
-    """Write the adapter alone, as safetensors."""
+def save_adapter(chat: ChatModel, folder: Path) -> None:
+    """Write the adapter alone, as safetensors; not where on this machine the model below it lay, which peft notes."""
     chat.network.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    text = json.dumps({**config, "base_model_name_or_path": None}, indent=2, sort_keys=True)
+    (folder / "adapter_config.json").write_text(text + "\n")
 
 
 def continue_adapter(chat: ChatModel, folder: Any) -> None:

@@ -20,15 +20,15 @@ def refuse_private(name: str, content: bytes) -> None:
     """Raise ValueError that names the file and what was found in it; a token itself is not repeated."""
     if name.endswith(".gz"):
         content = gzip.decompress(content)
-    for found in _findings(content.decode("utf-8", errors="replace")):
+    is_text = not name.endswith((".png", ".pdf"))  # where a short name may turn up by chance
+    for found in _findings(content.decode("utf-8", errors="replace"), user=_user() if is_text else None):
         raise ValueError(f"{name}: holds {found}, and is not packed; remove that, or leave the file or its run out")
 
 
-def _findings(text: str) -> Iterator[str]:
+def _findings(text: str, *, user: str | None) -> Iterator[str]:
     home = str(Path.home())
     if home not in ("", "/") and re.search(rf"{re.escape(home)}(?![\w-])", text):
         yield f"this machine's home directory ({home})"
-    user = _user()
     if user and re.search(rf"[/\\]{re.escape(user)}(?=[/\\\s\"':,;<>)]|$)", text):
         yield f"the user name {user} in a path"
     other = re.search(HOME, text)

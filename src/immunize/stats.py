@@ -136,16 +136,16 @@ def replicated_intervals(values: Floats, *, resamples: Resamples, confidence: fl
     """
     over_objects = mean_intervals(values.mean(axis=0), resamples=resamples, confidence=confidence, lowest=lowest)
     seeds = len(values)
-    spread = numpy.zeros(values.shape[1])
+    spread = numpy.zeros(values.shape[1], dtype=numpy.float64)
     if seeds > 1:
-        spread = student_t(confidence, seeds - 1) * mean(values).std(axis=0, ddof=1) / numpy.sqrt(seeds)
+        spread += student_t(confidence, seeds - 1) * mean(values).std(axis=0, ddof=1) / numpy.sqrt(seeds)
     estimate = over_objects.estimate
     below = numpy.sqrt((estimate - over_objects.low) ** 2 + spread**2)
     above = numpy.sqrt((over_objects.high - estimate) ** 2 + spread**2)
     return Intervals(
         estimate=estimate,
-        low=numpy.round(numpy.maximum(estimate - below, lowest), DECIMALS),
-        high=numpy.round(numpy.minimum(estimate + above, 1.0), DECIMALS),
+        low=numpy.maximum(estimate - below, lowest).round(DECIMALS).astype(numpy.float64),
+        high=numpy.minimum(estimate + above, 1.0).round(DECIMALS).astype(numpy.float64),
     )
 
 

@@ -19,8 +19,8 @@ def check_study(cells: Cells, settings: Conditions) -> list[StudyCheck]:
 
     A cell is what the attacker chose (learning rate, attack); its replicates are the seeds, which nobody chose. The
     questions, their order and the rule for several judges are those of `check`. Fewer than three seeds leave everything
-    undetermined. What a run lacks is never filled up: it keeps a check from holding, and the reason names cell and seed. Evaluation
-    prompts must be the same everywhere (ValueError). [] where nothing was defended.
+    undetermined. What a run lacks is never filled up: it keeps a check from holding, and the reason names cell and
+    seed. Evaluation prompts must be the same everywhere (ValueError). [] where nothing was defended.
     """
     runs = [run for replicates in cells.values() for run in replicates]
     if not any(score.arm is Arm.DEFENDED for run in runs for score in run.scores):

@@ -13,6 +13,8 @@ from immunize.conditions.trainability import allowed_steps, decide_trainability,
 from immunize.stats import Floats, Interval, mean, percentiles, replicated_intervals, resample_objects, student_t
 from immunize.types import Check, EvaluationSet, Kind, StudyCheck, Verdict
 
+ADVICE = "more seeds, or more objects, would settle it"
+
 
 def benign(cells: Cells, evaluation_set: EvaluationSet, *, name: str, judge: str, settings: Conditions) -> StudyCheck:
     """The checks of a run, with the same statistics and margins, and intervals over seeds and objects combined.
@@ -59,9 +61,13 @@ def _decided(
     )
     match evaluation_set.kind:
         case Kind.STABILITY:
-            return decide_stability(shown, float(control[0]), evaluation_set, judge=judge, settings=settings)
+            return decide_stability(
+                shown, float(control[0]), evaluation_set, judge=judge, settings=settings, advice=ADVICE
+            )
         case Kind.BORDERLINE:
-            return decide_over_refusal(shown, float(control[0]), evaluation_set, judge=judge, settings=settings)
+            return decide_over_refusal(
+                shown, float(control[0]), evaluation_set, judge=judge, settings=settings, advice=ADVICE
+            )
     return decide_trainability(
         shown,
         control,
@@ -71,6 +77,7 @@ def _decided(
         in_time=_overrun(curves, evaluation_set, name=name, settings=settings) <= 0,
         judge=judge,
         settings=settings,
+        advice=ADVICE,
     )
 
 

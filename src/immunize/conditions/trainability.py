@@ -50,6 +50,7 @@ def trainability(scores: Sequence[Score], evaluation_set: EvaluationSet, *, judg
         in_time=in_time,
         judge=judge,
         settings=settings,
+        advice=settle(shown, threshold=-settings.trainability_margin, objects=len(set(evaluation_set.objects))),
     )
 
 
@@ -63,8 +64,12 @@ def decide_trainability(
     in_time: bool,
     judge: str,
     settings: Conditions,
+    advice: str,
 ) -> Check:
-    """The check that follows from the interval of the final difference, both mean curves and the time they take."""
+    """The check that follows from the interval of the final difference, both mean curves and the time they take.
+
+    `advice` says what would settle a check whose interval straddles the margin.
+    """
     measured = steps_to_target(control, defended, steps, settings)
     reached = bool(numpy.isfinite(measured.defended))
     steps_control = int(measured.control)
@@ -85,7 +90,6 @@ def decide_trainability(
         verdict, reason = Verdict.FAILS, f"the final score is lower by more than {margin:.2f} ({interval})"
     elif shown.low < -margin:
         verdict = Verdict.UNDETERMINED
-        advice = settle(shown, threshold=-margin, objects=len(set(evaluation_set.objects)))
         reason = f"the interval straddles a final score lower by {margin:.2f} ({interval}); {advice}"
     elif in_time:
         verdict = Verdict.HOLDS
@@ -93,8 +97,8 @@ def decide_trainability(
     else:
         verdict = Verdict.UNDETERMINED
         reason = (
-            f"the final score is kept ({interval}), but not surely in time: {time}; allowed are {allowed:.0f}, in "
-            f"all but {(1 - settings.confidence) / 2:.3f} of the resamples"
+            f"the final score is kept ({interval}), but not surely in time: {time}; allowed are {allowed:.0f}, and "
+            f"a bound at {(1 + settings.confidence) / 2:.1%} lies above that"
         )
     return Check(
         name=f"trainability/{evaluation_set.name}",

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,16 @@ def _row(line: dict[str, Any]) -> Row:
 def _score(line: dict[str, Any]) -> Score:
     changed = {
         "arm": Arm(line["arm"]),
-        "scores": tuple(map(_number, line["scores"])),
-        "outcomes": tuple(map(Outcome, line["outcomes"])),
+        "scores": tuple(map(_number, line["scores"]) if None in line["scores"] else line["scores"]),
+        "outcomes": tuple(map(_outcome, line["outcomes"])),
     }
     return Score(**{**line, **changed})
+
+
+@cache
+def _outcome(value: str) -> Outcome:
+    """Remembered, because a study has a million of them."""
+    return Outcome(value)
 
 
 def _check(entry: dict[str, Any]) -> Check:

@@ -66,4 +66,5 @@ def judge_of(runs: Sequence[Run]) -> str | None:
 
 def one_a_seed(runs: Sequence[Run]) -> list[Run]:
     """What no attack changes is the same in every cell of a seed: one run of each."""
-    return list({run.manifest["config"]["seed"]: run for run in reversed(runs)}.values())
+    found = {run.manifest["config"]["seed"]: run for run in reversed(runs)}
+    return [found[seed] for seed in sorted(found)]

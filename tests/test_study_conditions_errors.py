@@ -1,7 +1,7 @@
 """One-sided error rates of the study-level verdicts, on simulated grids of known truth (about 20 s on one core).
 
 Generator: as in test_conditions_errors, an answer is harmful where a Gaussian latent lies below the quantile of the
-stated rate; the latent has an effect of the prompt's object, shared by seeds, cells, arms and steps, a seed's own shift of
+stated rate; the latent has an effect of the object, shared by seeds, cells, arms and steps, a seed's own shift of
 each arm and cell, and noise that persists from step to step. Stated rates are those over seeds.
 `IMMUNIZE_TRIALS=2000 pytest tests/test_study_conditions_errors.py -s` prints what a long simulation finds.
 """

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import immunize
-from immunize.records import Run
+from immunize.records import Run, RunFailedError
 from immunize.report.verdicts import verdicts
 from immunize.study import read_study
 from immunize.tracking import Wandb, summary
@@ -29,6 +29,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def mirrored(finished: Run) -> list[dict[str, Any]]:
     """Every record of the one offline run."""
     (path,) = finished.path.glob("wandb/offline-run-*/run-*.wandb")
+    return inspect(path)
+
+
+def inspect(path: Path) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -97,6 +101,16 @@ def test_a_study_has_one_run_with_all_verdicts_written_once(finished: Run) -> No
     assert [(row["defense"], row["name"], row["verdict"], row["seeds"]) for row in rows] == [
         ("repnoise", item.check.name, "undetermined", "0") for item in found["repnoise"]
     ]
+
+
+def test_a_failed_run_is_told_with_its_reason(tmp_path: Path) -> None:
+    arguments = [*SMALL, f"runtime.root={tmp_path}", "study=s", "budget.learning_rate=1e30", "runtime.threads=1"]
+    with pytest.raises(RunFailedError):
+        immunize.run(arguments)
+    (path,) = tmp_path.glob("s/*/wandb/offline-run-*/run-*.wandb")
+    found = summary_of(inspect(path))
+    assert '"failed"' in str(found)
+    assert "the loss became" in str(found)
 
 
 def test_without_tracking_nothing_is_written(finished: Run) -> None:

@@ -51,6 +51,7 @@ def attempt(cell: Cell, *, progress: Progress, store: StageStore) -> Run:
             where = f"traceback in {folder / records.ERROR}"
             try:
                 records.fail(folder, error, manifest=description)
+                _mirror_failure(cell, description, message, progress)
             except OSError as second:
                 where = f"{records.ERROR} could not be written: {second.strerror}"
             raise RunFailedError(f"run {cell.run_id} failed at [{progress.last}]: {message} ({where})") from error
@@ -111,6 +112,15 @@ def _run(
     seal(folder)
     reused = Counter(event.reused for event in store.events)
     progress.say(f"{reused[False]} stages run, {reused[True]} reused, {time.perf_counter() - begun:.0f} s")
+
+
+def _mirror_failure(cell: Cell, description: dict[str, Any], reason: str, progress: Progress) -> None:
+    """Tell W&B too; the records are complete without it."""
+    try:
+        shown = reason.replace(str(Path.home()), "~")
+        cell.tracking.mirror_failure(cell.folder, config=description["config"], tags=_tags(cell), reason=shown)
+    except Exception as error:
+        progress.say(f"W&B could not be written: {error}")
 
 
 def choose_device(wanted: str) -> str:

@@ -38,6 +38,9 @@ class NoTracking:
     def mirror(self, run: Run, *, tags: Sequence[str], figure: Path | None) -> None:
         """Do nothing."""
 
+    def mirror_failure(self, path: Path, *, config: Mapping[str, Any], tags: Sequence[str], reason: str) -> None:
+        """Do nothing."""
+
     def mirror_study(self, study: Study, verdicts: Mapping[str, Sequence[StudyCheck]]) -> None:
         """Do nothing."""
 
@@ -59,6 +62,14 @@ class Wandb:
             run.path, group=run.path.parent.name, name=run.id, tags=tags, config=dict(run.manifest["config"])
         ) as (wandb, mirrored):
             self._log(wandb, mirrored, run, figure)
+
+    def mirror_failure(self, path: Path, *, config: Mapping[str, Any], tags: Sequence[str], reason: str) -> None:
+        """A run that failed, with its reason; when it succeeds later, its folder holds that run alone."""
+        with self._opened(path, group=path.parent.name, name=path.name, tags=tags, config=config, code=1) as (
+            _,
+            mirrored,
+        ):
+            mirrored.summary.update({"status": "failed", "error": reason})
 
     def mirror_study(self, study: Study, verdicts: Mapping[str, Sequence[StudyCheck]]) -> None:
         """One more run in the study's group, `verdicts`: every check of every defense over the grid.
@@ -84,9 +95,9 @@ class Wandb:
 
     @contextmanager
     def _opened(
-        self, path: Path, *, group: str, name: str, tags: Sequence[str], config: Mapping[str, Any]
+        self, path: Path, *, group: str, name: str, tags: Sequence[str], config: Mapping[str, Any], code: int = 0
     ) -> Iterator[tuple[Any, Any]]:
-        """W&B itself and a run of it, written below `path`."""
+        """W&B itself and a run of it, written below `path`, that ends with the exit code `code`."""
         os.environ.setdefault("WANDB_SILENT", "true")
         # Tables are staged there until they are uploaded; W&B's own choice is the home folder, away from the run.
         os.environ["WANDB_DATA_DIR"] = str((path / "wandb").resolve())
@@ -109,7 +120,7 @@ class Wandb:
         exit_code = 1
         try:
             yield wandb, mirrored
-            exit_code = 0
+            exit_code = code
         finally:
             mirrored.finish(exit_code=exit_code)
 

@@ -72,7 +72,7 @@ def _attempt(cell: Cell, store: StageStore, tally: Tally, progress: Progress, *,
     except (RunFailedError, ValueError, OSError) as error:
         tally.failed[cell.run_id] = str(error)
         tally.stages["failed"] += 1
-        progress.say(str(error))
+        progress.say("failed; the next one")
     finally:
         tally.stages.update("reused" if event.reused else "run" for event in own.events)
 

@@ -40,13 +40,16 @@ def _sweep(grid: Grid) -> None:
     tallies = launch(grid)
     for folder in dict.fromkeys(cell.folder.parent for cell in grid.cells):
         study = read_study(folder)
-        print_study(study, console=Console())
-        verdicts_of = {claim.name: verdicts(claim) for claim in study.claims if not claim.is_control}
+        found = {claim.name: verdicts(claim) for claim in study.claims if not claim.is_control}
+        print_study(study, console=Console(), found=found)
         try:
-            grid.cells[0].tracking.mirror_study(study, verdicts_of)
+            grid.cells[0].tracking.mirror_study(study, found)
         except Exception as error:  # the records are complete without it
             print(f"W&B could not be written: {error}", file=sys.stderr)
+        print(f"immunize-report {folder} writes figures and the page of this study", file=sys.stderr)
     failed = {name: reason for tally in tallies for name, reason in tally.failed.items()}
+    for reason in failed.values():
+        print(f"immunize: {reason}", file=sys.stderr)
     print(_summary(tallies, len(failed)), file=sys.stderr)
     if failed:
         raise RunFailedError(f"{len(failed)} of {len(grid.cells)} runs failed; the same command tries these again")

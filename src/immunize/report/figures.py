@@ -34,7 +34,8 @@ def _of_claim(claim: ClaimView) -> Iterator[tuple[str, Panel]]:
     if claim.matrix.exposures and not claim.claim.is_control:
         panel = degree_map("Degree of resistance", claim.matrix.exposures, claim.matrix.degrees)
         yield "generalization", composed(f"{claim.name}: degree of resistance", [[panel]])
-    benign = [row for row in ([claim.stability] if claim.stability else [], claim.training) if row]
+    arms = [harm_panels.legend(defended=not claim.claim.is_control, harm=False)] if claim.training else []
+    benign = [row for row in ([claim.stability] if claim.stability else [], arms, claim.training) if row]
     if benign:
         yield "benign", composed(f"{claim.name}: stability and trainability", benign)
 

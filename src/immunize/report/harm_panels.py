@@ -48,8 +48,8 @@ def harm_rows(claim: Claim, curves: Curves) -> list[HarmRow]:
     ]
 
 
-def legend(*, defended: bool) -> Panel:
-    """What the inks and dashes mean."""
+def legend(*, defended: bool, harm: bool = True) -> Panel:
+    """What the inks and dashes mean; without `harm`, those of the arms alone."""
     marks: list[Mark] = []
     left = 0.0
     for arm in Arm if defended else (Arm.CONTROL,):
@@ -57,6 +57,8 @@ def legend(*, defended: bool) -> Panel:
         marks.append(Line(points=((left, 8), (left + 24, 8)), ink=str(arm), width=1.8, dashes=DASHES[arm]))
         marks.append(Words(x=left + 29, y=12, text=str(arm), size=11))
         left += 90
+    if not harm:
+        return Panel(title="Legend", width=left, height=18, marks=marks)
     marks.append(Line(points=((left, 8), (left + 24, 8)), ink="limit", dashes=(1.5, 2.5), width=1.2))
     marks.append(Words(x=left + 29, y=12, text="limit", size=11))
     left += 66

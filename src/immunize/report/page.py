@@ -59,6 +59,7 @@ def page(view: StudyView) -> str:
         arms=list(Arm),
         curve_legend=harm_panels.legend(defended=True),
         control_legend=harm_panels.legend(defended=False),
+        arms_legend=harm_panels.legend(defended=True, harm=False),
         step_legend=step_panels.legend(),
     )
 

@@ -109,8 +109,8 @@ def test_a_failed_run_is_told_with_its_reason(tmp_path: Path) -> None:
         immunize.run(arguments)
     (path,) = tmp_path.glob("s/*/wandb/offline-run-*/run-*.wandb")
     found = summary_of(inspect(path))
-    assert '"failed"' in str(found)
-    assert "the loss became" in str(found)
+    assert found["status"] == "failed"
+    assert "the loss became" in found["error"]
 
 
 def test_without_tracking_nothing_is_written(finished: Run) -> None:

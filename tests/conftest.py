@@ -44,7 +44,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_chat(tokenizer_folder: Path) -> Callable[..., Any]:
-    """Makes a randomly initialised chat model of three layers; the same arguments give the same weights."""
+    """Makes a randomly initialised chat model; the same arguments give the same weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -52,13 +52,13 @@ def make_chat(tokenizer_folder: Path) -> Callable[..., Any]:
 
     torch.set_num_threads(1)  # more change the bits
 
-    def make(*, seed: int = 0, architecture: str = "llama", dropout: float = 0.0) -> ChatModel:
+    def make(*, seed: int = 0, architecture: str = "llama", dropout: float = 0.0, layers: int = 3) -> ChatModel:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
         shared: dict[str, Any] = {
             "vocab_size": VOCABULARY,
             "hidden_size": 32,
             "intermediate_size": 64,
-            "num_hidden_layers": 3,
+            "num_hidden_layers": layers,
             "num_attention_heads": 4,
             "max_position_embeddings": 128,
             "initializer_range": 0.1,

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from immunize.conditions.settings import Conditions
-from immunize.data.splits import Exposure, check_task, exposures, refuse_leakage
+from immunize.data.splits import Exposure, check_task, defense_examples, exposures, refuse_leakage
 from immunize.instantiate import TARGET, instantiate
 from immunize.stages import address, identity
 from immunize.training.role_names import ROLES
@@ -267,6 +267,11 @@ def _check_roles(cell: Cell) -> None:
         unknown = [role for role in defense.roles if role not in ROLES]
         if unknown:
             raise ValueError(f"defense.{name}: needs the data role {unknown[0]!r}; there are {', '.join(ROLES)}")
+        unpaired = [example.id for example in defense_examples(cell.data) if example.refusal is None]
+        if unpaired and {"refusals", "paired"} & set(defense.roles):
+            raise ValueError(
+                f"defense.{name}: needs refusals, and {len(unpaired)} examples of data have none, first {unpaired[0]}"
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -136,7 +136,7 @@ class Work:
 
     steps: int = 0
     batch_size: int = 0
-    passes: int = 1
+    passes: float = 1
     pairs: Sequence[Any] = ()
     answers: int = 0
 

@@ -40,8 +40,11 @@ class AlignmentDefense(Defense):
         return (*self.needs, "retain") if self.retain_weight else self.needs
 
     @property
-    def passes(self) -> int:
-        """Forward and backward passes of one step, for estimates of its cost: one for each batch that it draws."""
+    def passes(self) -> float:
+        """Forward and backward passes of one step, for estimates of its cost: one for each batch that it draws.
+
+        A method that does more (or less) says so; a forward pass alone is a third.
+        """
         return sum(2 if role == "paired" else 1 for role in self.roles)
 
     def with_retain(self, context: Context, loss: Tensor) -> Tensor:
@@ -49,3 +52,9 @@ class AlignmentDefense(Defense):
         if not self.retain_weight:
             return loss
         return loss + self.retain_weight * context.ce(context.draw("retain"))
+
+    def retain_gradient(self, context: Context) -> dict[str, Tensor]:
+        """The gradient of what `with_retain` adds, for a step whose loss is computed in a state of its own."""
+        if not self.retain_weight:
+            return {}
+        return context.grad(self.retain_weight * context.ce(context.draw("retain")))

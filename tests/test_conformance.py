@@ -1,0 +1,462 @@
+"""What every method must keep, whatever it computes: one table, one line a method.
+
+A method of one's own is listed by a module that holds a dictionary `METHODS` of such lines; it is put into the
+environment, and the module where Python finds it:
+
+    PYTHONPATH=. IMMUNIZE_CONFORMANCE=own_cases pytest tests/test_conformance.py -k own
+
+Not covered, because the engine has neither yet: several micro-batches by a setting of `Tuning` (here a trainer of our
+own accumulates), and two processes with data parallelism.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from immunize import config
+from immunize.data.batches import IGNORED, Batch, FixedBatches, PairedBatch, Stream
+from immunize.defenses.adversarial_loss import AdversarialLoss
+from immunize.defenses.repnoise import RepNoise, masked_loss
+from immunize.defenses.safety_sft import SafetySFT
+from immunize.defenses.vaccine import Vaccine
+from immunize.models.loading import ChatModel
+from immunize.training.context import Context
+from immunize.training.defense import AlignmentDefense
+from immunize.training.method import Method, StepOut
+from immunize.training.module import TuneModule
+from immunize.training.tune import make_streams, prepare_trainable, tune
+from immunize.training.tuning import FullParameter, LoRA, Optimizer, Trainable, Tuning
+
+MakeChat = Callable[..., ChatModel]
+Roles = dict[str, Any]
+Objective = Callable[[Context, Any], Tensor]
+STEPS, LAYERS = 10, 2
+FULL, LORA = FullParameter(), LoRA(rank=2, alpha=8.0, dropout=0.2)
+TUNING = Tuning(learning_rate=0.01, steps=STEPS, batch_size=4, optimizer=Optimizer(weight_decay=0.1))
+PLAIN = replace(TUNING, steps=3, optimizer=Optimizer(name="sgd", clip=None))  # its updates are its gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """How a method is made, and the settings at which it is fine-tuning on `objective` and nothing else.
+
+    `objective(context, batch)` is the loss of the method's own main batch there; None where there are no such settings.
+    Benign conversations come beside it with the weight that the method has.
+    """
+
+    make: Callable[..., AlignmentDefense]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    neutral: Mapping[str, Any] = field(default_factory=dict)
+    objective: Objective | None = None
+
+    def method(self, tuning: Tuning = TUNING, **changes: Any) -> AlignmentDefense:
+        return self.make(tuning=tuning, **{**self.settings, **changes})
+
+
+def on_batch(context: Context, batch: Any) -> Tensor:
+    return context.ce(batch)
+
+
+def on_refusals(context: Context, batch: Any) -> Tensor:
+    return context.ce(batch.refusal)
+
+
+def where_pairs_differ(context: Context, batch: Any) -> Tensor:
+    return masked_loss(context, batch.refusal, batch.differs)
+
+
+METHODS: dict[str, Case] = {
+    "safety_sft": Case(make=SafetySFT, objective=on_batch),
+    "adversarial_loss": Case(
+        make=AdversarialLoss,
+        settings={"weight": 0.5, "form": "log", "retain_weight": 1.0},
+        neutral={"weight": 0.0},
+        objective=on_refusals,
+    ),
+    "repnoise": Case(
+        make=RepNoise,
+        settings={"alpha": 0.5, "beta": 0.1},
+        neutral={"alpha": 0.0, "beta": 0.0},
+        objective=where_pairs_differ,
+    ),
+    "vaccine": Case(
+        make=Vaccine,
+        settings={"radius": 2.0, "retain_weight": 0.5},
+        neutral={"radius": 0.0},
+        objective=on_batch,
+    ),
+    "vaccine_random": Case(
+        make=Vaccine,
+        settings={"radius": 2.0, "direction": "random"},
+        neutral={"radius": 0.0},
+        objective=on_batch,
+    ),
+}
+if "IMMUNIZE_CONFORMANCE" in os.environ:
+    METHODS.update(importlib.import_module(os.environ["IMMUNIZE_CONFORMANCE"]).METHODS)
+EACH = pytest.mark.parametrize("case", METHODS.values(), ids=METHODS.keys())
+EACH_NEUTRAL = pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name) for name, case in METHODS.items() if case.objective]
+)
+BOTH = pytest.mark.parametrize("trainable", [FULL, LORA], ids=["full", "lora"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Method):
+    """Supervised fine-tuning on the data of another method."""
+
+    like: AlignmentDefense
+    objective: Objective
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.like.roles
+
+    def step(self, context: Context, batch: Any) -> StepOut:
+        return StepOut(loss=self.like.with_retain(context, self.objective(context, batch)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Around(Method):
+    """Another method, with something done around each of its steps."""
+
+    inner: AlignmentDefense
+    around: Callable[[Context], AbstractContextManager[None]] = lambda context: nullcontext()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.inner.roles
+
+    def setup(self, context: Context) -> None:
+        self.inner.setup(context)
+
+    def step(self, context: Context, batch: Any) -> StepOut:
+        with self.around(context):
+            return self.inner.step(context, batch)
+
+    def before_update(self, context: Context) -> None:
+        self.inner.before_update(context)
+
+    def after_update(self, context: Context) -> None:
+        self.inner.after_update(context)
+
+    def finish(self, context: Context) -> None:
+        self.inner.finish(context)
+
+
+@pytest.fixture
+def chat(make_chat: MakeChat) -> Callable[..., ChatModel]:
+    return lambda **options: make_chat(layers=LAYERS, **options)
+
+
+def parameters(chat: ChatModel) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in chat.network.named_parameters()}
+
+
+def differences(one: ChatModel, other: ChatModel) -> float:
+    pairs = zip(one.network.parameters(), other.network.parameters(), strict=True)
+    return max((first - second).abs().max().item() for first, second in pairs)
+
+
+def streams(chat: ChatModel, method: Method, roles: Roles, kind: type[Stream] = Stream) -> dict[str, Stream]:
+    chosen = {role: roles[role] for role in method.roles}
+    made = make_streams(chosen, batch_size=TUNING.batch_size, pad_id=chat.pad_id, seed=0)
+    return {
+        role: kind(**{name: getattr(stream, name) for name in Stream.__dataclass_fields__})
+        for role, stream in made.items()
+    }
+
+
+# What it computes
+
+
+@EACH_NEUTRAL
+@BOTH
+def test_neutral_settings_are_fine_tuning_to_the_bit(
+    case: Case, trainable: Trainable, chat: MakeChat, roles: Roles
+) -> None:
+    """With dropout, too, and weight decay and clipping."""
+    tuning = replace(TUNING, trainable=trainable)
+    assert case.objective is not None
+    method = case.method(tuning, **case.neutral)
+    found, expected = chat(dropout=0.3), chat(dropout=0.3)
+    tune(found, method, roles=roles, tuning=tuning, seed=0)
+    tune(expected, FineTuning(like=method, objective=case.objective), roles=roles, tuning=tuning, seed=0)
+    assert differences(found, expected) == 0
+
+
+@EACH
+@BOTH
+def test_it_trains_what_it_is_told_to_and_the_same_twice(
+    case: Case, trainable: Trainable, chat: MakeChat, roles: Roles
+) -> None:
+    """What is frozen keeps its bits under weight decay; the random state from before has no say."""
+    tuning = replace(TUNING, trainable=trainable)
+    found, again, start = chat(dropout=0.3), chat(dropout=0.3), parameters(chat())
+    for tuned in (found, again):
+        torch.rand(3)
+        tune(tuned, case.method(tuning), roles=roles, tuning=tuning, seed=0)
+    assert differences(found, again) == 0
+    ended = parameters(found)
+    assert all(tensor.isfinite().all() for tensor in ended.values())
+    if trainable is FULL:
+        assert not any(torch.equal(ended[name], tensor) for name, tensor in start.items() if tensor.ndim > 1)
+        return
+    below = {name.removeprefix("base_model.model.").replace(".base_layer.", "."): name for name in ended}
+    assert all(torch.equal(ended[below[name]], tensor) for name, tensor in start.items())
+    factors = {name for name in ended if ".lora_B." in name}
+    assert factors and all(ended[name].any() for name in factors)
+
+
+@EACH
+def test_half_precision_runs_in_half_precision(case: Case, chat: MakeChat, roles: Roles) -> None:
+    half = chat()
+    half.network.bfloat16()
+    tune(half, case.method(), roles=roles, tuning=TUNING, seed=0)
+    ended = parameters(half)
+    assert all(tensor.dtype is torch.bfloat16 and tensor.isfinite().all() for tensor in ended.values())
+    start = parameters(chat())
+    assert any(not torch.equal(ended[name], tensor.bfloat16()) for name, tensor in start.items())
+
+
+# What it leaves behind
+
+
+@EACH
+@BOTH
+def test_a_step_leaves_nothing_behind(case: Case, trainable: Trainable, chat: MakeChat, roles: Roles) -> None:
+    """No `.grad`, no moved weight, no other mode and no drawn random number: noise follows from seed, step and name.
+
+    Where there is dropout, a second pass draws other masks; the engine seeds each step anew, so that none of it reaches
+    the next.
+    """
+    tuning = replace(TUNING, trainable=replace(trainable, dropout=0.0) if trainable is LORA else trainable)
+
+    class Unchanged:
+        def __init__(self, context: Context) -> None:
+            self.network = context.network
+
+        def state(self) -> dict[str, Any]:
+            named = dict(self.network.named_parameters())
+            gradients = {f"grad of {name}": parameter.grad for name, parameter in named.items()}
+            return {"random": torch.get_rng_state(), "mode": torch.tensor(self.network.training), **named, **gradients}
+
+        def __enter__(self) -> None:
+            self.before = {name: None if item is None else item.clone() for name, item in self.state().items()}
+            assert self.before["mode"]
+
+        def __exit__(self, *error: Any) -> None:
+            for name, now in self.state().items():
+                before = self.before.pop(name)
+                assert now is before is None or torch.equal(now, before), name
+            assert not self.before
+
+    tuned = chat()
+    tune(tuned, Around(inner=case.method(tuning), around=Unchanged), roles=roles, tuning=tuning, seed=0)
+    hooks = [hook for module in tuned.network.modules() for hook in module._forward_hooks.values()]
+    assert not [hook for hook in hooks if hook.__module__.startswith("immunize")]
+    assert not tuned.network.training
+
+
+@EACH
+@BOTH
+def test_passes_are_those_it_declares(case: Case, trainable: Trainable, chat: MakeChat, roles: Roles) -> None:
+    """A backward pass is counted where it comes through the first layer, and is worth two forward passes."""
+    counts = {"forward": 0, "backward": 0}
+
+    def count(module: Any, arguments: Any, output: Tensor) -> None:
+        counts["forward"] += 1
+        if output.requires_grad:
+            output.register_hook(lambda gradient: counts.update(backward=counts["backward"] + 1))
+
+    class Counting:
+        def __init__(self, context: Context) -> None:
+            self.context = context
+
+        def __enter__(self) -> None:
+            found = [self.context.network, self.context._reference]
+            layers = [next(iter(_layers(network))) for network in found if network is not None]
+            self.handles = [layer.register_forward_hook(count) for layer in layers]
+
+        def __exit__(self, *error: Any) -> None:
+            for handle in self.handles:
+                handle.remove()
+
+    tuning = replace(TUNING, trainable=trainable)
+    method = case.method(tuning)
+    tune(chat(), Around(inner=method, around=Counting), roles=roles, tuning=tuning, seed=0)
+    assert (counts["forward"] + 2 * counts["backward"]) / 3 == pytest.approx(method.passes * STEPS)
+
+
+def _layers(network: Any) -> Any:
+    return chain.from_iterable(m for m in network.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == LAYERS)
+
+
+# How it is run
+
+
+@EACH
+@BOTH
+def test_activation_checkpointing_changes_nothing(
+    case: Case, trainable: Trainable, chat: MakeChat, roles: Roles
+) -> None:
+    tuning = replace(PLAIN, trainable=replace(trainable, dropout=0.0) if trainable is LORA else trainable)
+    plain, checkpointed = chat(), chat()
+    checkpointed.network.activation_checkpointing_enable()
+    for tuned in (plain, checkpointed):
+        tune(tuned, case.method(tuning), roles=roles, tuning=tuning, seed=0)
+    assert differences(plain, checkpointed) < 1e-6
+
+
+class Wide(Stream):
+    """Five columns of padding more than needed, of another token."""
+
+    def batch(self, number: int) -> Batch | PairedBatch:
+        batch = super().batch(number)
+        if isinstance(batch, PairedBatch):
+            return PairedBatch(harmful=self.wide(batch.harmful), refusal=self.wide(batch.refusal))
+        return self.wide(batch)
+
+    def wide(self, batch: Batch) -> Batch:
+        return Batch(
+            input_ids=F.pad(batch.input_ids, (0, 5), value=9),
+            labels=F.pad(batch.labels, (0, 5), value=IGNORED),
+            attention_mask=F.pad(batch.attention_mask, (0, 5)),
+        )
+
+
+@EACH
+def test_columns_of_padding_change_nothing(case: Case, chat: MakeChat, roles: Roles) -> None:
+    """Neither the loss nor the update, the noise at each position held fixed: it is drawn for the padded shape."""
+
+    def direction(kind: type[Stream]) -> tuple[float, dict[str, Tensor]]:
+        tuned, method = chat(), case.method()
+        tuned.network.train()
+        context = Context(tuned, streams=streams(tuned, method, roles, kind), seed=0, steps=STEPS)
+        original = context.normal_like
+
+        def fixed(tensor: Tensor, name: str) -> Tensor:
+            if tensor.ndim < 3:
+                return original(tensor, name)
+            return original(tensor.new_zeros(len(tensor), 64, tensor.shape[-1]), name)[:, : tensor.shape[1]]
+
+        context.normal_like = fixed  # type: ignore[method-assign]
+        method.setup(context)
+        out = method.step(context, context.streams[method.roles[0]].batch(0))
+        grads = context.grad(out.loss)
+        context.release()
+        for name, grad in (out.grads or {}).items():
+            grads[name] = grads[name] + grad if name in grads else grad
+        return out.loss.item(), grads
+
+    (loss, grads), (wide_loss, wide_grads) = direction(Stream), direction(Wide)
+    assert wide_loss == pytest.approx(loss, rel=1e-5, abs=1e-6)
+    for name, grad in grads.items():
+        torch.testing.assert_close(wide_grads[name], grad, rtol=1e-4, atol=1e-5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twice(Around):
+    """Draws for the second of two micro-batches what it drew for the first."""
+
+    seen: dict[str, Any] = field(default_factory=dict)
+
+    def step(self, context: Context, batch: Any) -> StepOut:
+        if self.seen.get("step") == context.step:
+            context._drawn.update(self.seen["drawn"])
+        self.seen.update(step=context.step, drawn=dict(context._drawn))
+        return super().step(context, batch)
+
+
+class Doubled(Stream):
+    """Each batch twice."""
+
+    def batch(self, number: int) -> Batch | PairedBatch:
+        return super().batch(number // 2)
+
+
+def accumulate(tuned: ChatModel, method: AlignmentDefense, roles: Roles, *, accumulated: int) -> None:
+    main = method.roles[0]
+    made = streams(tuned, method, roles)
+    loaded = streams(tuned, method, roles, Doubled)[main] if accumulated == 2 else made[main]
+    context = Context(tuned, streams=made, seed=0, steps=PLAIN.steps)
+    prepare_trainable(tuned, FULL, seed=0)
+    method.setup(context)
+    module = TuneModule(Twice(inner=method), context=context, tuning=PLAIN)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=PLAIN.steps,
+        accumulate_grad_batches=accumulated,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    batches = FixedBatches(loaded, steps=PLAIN.steps * accumulated)
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+
+
+@pytest.mark.filterwarnings("ignore")
+@EACH
+def test_two_equal_micro_batches_are_one(case: Case, chat: MakeChat, roles: Roles) -> None:
+    """A method that cleared gradients in the middle of a step would lose the first of them."""
+    doubled, single = chat(), chat()
+    accumulate(doubled, case.method(PLAIN), roles, accumulated=2)
+    accumulate(single, case.method(PLAIN), roles, accumulated=1)
+    assert differences(doubled, single) < 1e-6
+    assert differences(doubled, chat()) > 1e-4
+
+
+# What it asks for
+
+
+@EACH
+def test_a_missing_role_is_named_before_anything_is_done(case: Case, chat: MakeChat, roles: Roles) -> None:
+    method = case.method()
+    assert method.roles and method.passes > 0
+    for missing in method.roles:
+        given = {role: roles[role] for role in method.roles if role != missing}
+        untouched = chat()
+        with pytest.raises(ValueError, match=f"needs the data roles {missing}, which"):
+            tune(untouched, method, roles=given, tuning=replace(TUNING, trainable=LORA), seed=0)
+        assert not hasattr(untouched.network, "peft_config")
+
+
+SHIPPED = pytest.mark.parametrize("name", [name for name in config.choices("defense") if name != "none"])
+
+
+def build(name: str, *overrides: str) -> config.Cell:
+    return config.build(config.load([f"defense={name}", *overrides]))
+
+
+@SHIPPED
+def test_each_shipped_choice_is_a_method_of_the_table(name: str) -> None:
+    (defense,) = build(name).defense.values()
+    assert type(defense) in {case.make for case in METHODS.values()}
+
+
+@SHIPPED
+def test_missing_data_are_named_when_the_run_is_built(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    roles = set(build(name).defense[name].roles)
+    if "retain" in roles:
+        with pytest.raises(ValueError, match=r"task.retain: the defense needs benign conversations"):
+            build(name, "task=none")
+    original = config.defense_examples
+    unpaired: Any = lambda data: [replace(example, refusal=None) for example in original(data)]  # noqa: E731
+    monkeypatch.setattr(config, "defense_examples", unpaired)
+    if roles & {"refusals", "paired"}:
+        with pytest.raises(ValueError, match=f"defense.{name}: needs refusals, and .* have none"):
+            build(name)
+    else:
+        assert build(name)

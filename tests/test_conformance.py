@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from immunize import config
 from immunize.data.batches import IGNORED, Batch, FixedBatches, PairedBatch, Stream
 from immunize.defenses.adversarial_loss import AdversarialLoss
+from immunize.defenses.booster import Booster
 from immunize.defenses.repnoise import RepNoise, masked_loss
 from immunize.defenses.safety_sft import SafetySFT
 from immunize.defenses.vaccine import Vaccine
@@ -100,6 +101,12 @@ METHODS: dict[str, Case] = {
         make=Vaccine,
         settings={"radius": 2.0, "direction": "random"},
         neutral={"radius": 0.0},
+        objective=on_batch,
+    ),
+    "booster": Case(
+        make=Booster,
+        settings={"weight": 2.0, "radius": 0.3, "retain_weight": 0.5},
+        neutral={"weight": 0.0},
         objective=on_batch,
     ),
 }

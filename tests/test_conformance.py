@@ -30,6 +30,7 @@ from immunize.defenses.adversarial_loss import AdversarialLoss
 from immunize.defenses.booster import Booster
 from immunize.defenses.repnoise import RepNoise, masked_loss
 from immunize.defenses.safety_sft import SafetySFT
+from immunize.defenses.tar import TAR
 from immunize.defenses.vaccine import Vaccine
 from immunize.models.loading import ChatModel
 from immunize.training.context import Context
@@ -77,6 +78,12 @@ def where_pairs_differ(context: Context, batch: Any) -> Tensor:
     return masked_loss(context, batch.refusal, batch.differs)
 
 
+def on_nothing(context: Context, batch: Any) -> Tensor:
+    """Benign conversations alone."""
+    return torch.zeros(())
+
+
+ATTACKERS = {"inner_steps": 3, "every": 2, "inner_rates": (1e-3, 1e-2)}
 METHODS: dict[str, Case] = {
     "safety_sft": Case(make=SafetySFT, objective=on_batch),
     "adversarial_loss": Case(
@@ -109,6 +116,13 @@ METHODS: dict[str, Case] = {
         neutral={"weight": 0.0},
         objective=on_batch,
     ),
+    "tar": Case(
+        make=TAR,
+        settings={"objective": "entropy", **ATTACKERS},
+        neutral={"resistance_weight": 0.0, "representation_weight": 0.0},
+        objective=on_nothing,
+    ),
+    "tar_paper": Case(make=TAR, settings={"objective": "preference", **ATTACKERS}),
 }
 if "IMMUNIZE_CONFORMANCE" in os.environ:
     METHODS.update(importlib.import_module(os.environ["IMMUNIZE_CONFORMANCE"]).METHODS)

@@ -104,6 +104,18 @@ class Context:
         finally:
             self.restore(saved)
 
+    def update(self, optimizer: torch.optim.Optimizer, grads: Mapping[str, Tensor]) -> None:
+        """Step `optimizer`, one of the method's own over `params()`, along `grads`; `.grad` is left as it was."""
+        params = self.params()
+        held = {name: parameter.grad for name, parameter in params.items()}
+        try:
+            for name, parameter in params.items():
+                parameter.grad = grads.get(name)
+            optimizer.step()
+        finally:
+            for name, parameter in params.items():
+                parameter.grad = held[name]
+
     @torch.no_grad()
     def edit(self, name: str, delta: Tensor) -> None:
         """Add `delta` to the weight matrix `name`; below an adapter, to the matrix that it adapts."""
@@ -175,13 +187,19 @@ class Context:
 
     # The model before tuning
 
+    def keep_reference(self) -> None:
+        """In `setup`, by a method that will ask for `reference`: keeps a copy, unless there is a fresh adapter."""
+        assert self.step == 0, "reference() must first be called in setup, before the weights have moved"
+        if self._reference is None and not self._can_switch_off:
+            self._reference = copy.deepcopy(self.network).eval().requires_grad_(False)
+
     def reference(self, batch: Batch, *, hidden_states: bool = False) -> Any:
         """The output of the network as it was before the first step, in eval mode and without a graph.
 
         A fresh adapter is switched off; otherwise a copy is kept, which must first be asked for in `setup`.
         """
         with torch.no_grad():
-            if self._reference is None and hasattr(self.network, "disable_adapter") and not _is_continued(self.chat):
+            if self._can_switch_off:
                 training = self.network.training
                 self.network.eval()
                 try:
@@ -190,9 +208,13 @@ class Context:
                 finally:
                     self.network.train(training)
             if self._reference is None:
-                assert self.step == 0, "reference() must first be called in setup, before the weights have moved"
-                self._reference = copy.deepcopy(self.network).eval().requires_grad_(False)
+                self.keep_reference()
+            assert self._reference is not None
             return self._reference(input_ids=batch.input_ids, output_hidden_states=hidden_states, use_cache=False)
+
+    @property
+    def _can_switch_off(self) -> bool:
+        return hasattr(self.network, "disable_adapter") and not _is_continued(self.chat)
 
 
 def _is_continued(chat: ChatModel) -> bool:

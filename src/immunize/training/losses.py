@@ -1,5 +1,7 @@
 """Losses over the tokens that carry a label. Logits are read in float32, whatever the model's dtype."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,3 +72,9 @@ def bounded_ascent(logits: Tensor, labels: Tensor, *, floor: float = -15.0) -> T
     log_rest = predicted.masked_fill(label, -torch.inf).logsumexp(-1) - predicted.logsumexp(-1)
     kept = mask & (log_p > floor)
     return -(log_rest * kept).sum() / kept.sum().clamp(min=1)
+
+
+def hidden_distance(states: Sequence[Tensor], reference: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Mean L2 distance of hidden states over all depths and the tokens of `mask` (batch, time)."""
+    pairs = zip(states, reference, strict=True)
+    return torch.stack([(state - other)[mask].float().norm(dim=-1).mean() for state, other in pairs]).mean()

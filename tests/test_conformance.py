@@ -28,6 +28,7 @@ from immunize import config
 from immunize.data.batches import IGNORED, Batch, FixedBatches, PairedBatch, Stream
 from immunize.defenses.adversarial_loss import AdversarialLoss
 from immunize.defenses.booster import Booster
+from immunize.defenses.circuit_breakers import CircuitBreakers
 from immunize.defenses.repnoise import RepNoise, masked_loss
 from immunize.defenses.safety_sft import SafetySFT
 from immunize.defenses.tar import TAR
@@ -123,6 +124,7 @@ METHODS: dict[str, Case] = {
         objective=on_nothing,
     ),
     "tar_paper": Case(make=TAR, settings={"objective": "preference", **ATTACKERS}),
+    "circuit_breakers": Case(make=CircuitBreakers, settings={"layers": (0, 1), "start_noise": 0.02}),
 }
 if "IMMUNIZE_CONFORMANCE" in os.environ:
     METHODS.update(importlib.import_module(os.environ["IMMUNIZE_CONFORMANCE"]).METHODS)

@@ -1,7 +1,7 @@
 """What every method must keep, whatever it computes: one table, one line a method.
 
 A method of one's own is listed by a module that holds a dictionary `METHODS` of such lines; it is put into the
-environment, and the module where Python finds it:
+environment, and the module where Python finds it (`EDITS` for one that trains nothing):
 
     PYTHONPATH=. IMMUNIZE_CONFORMANCE=own_cases pytest tests/test_conformance.py -k own
 
@@ -29,13 +29,17 @@ from immunize.data.batches import IGNORED, Batch, FixedBatches, PairedBatch, Str
 from immunize.defenses.adversarial_loss import AdversarialLoss
 from immunize.defenses.booster import Booster
 from immunize.defenses.circuit_breakers import CircuitBreakers
+from immunize.defenses.lox import LoX
+from immunize.defenses.pruning import Pruning
+from immunize.defenses.random_perturbation import RandomPerturbation
 from immunize.defenses.repnoise import RepNoise, masked_loss
 from immunize.defenses.safety_sft import SafetySFT
 from immunize.defenses.tar import TAR
 from immunize.defenses.vaccine import Vaccine
 from immunize.models.loading import ChatModel
+from immunize.models.sources import ModelSource
 from immunize.training.context import Context
-from immunize.training.defense import AlignmentDefense
+from immunize.training.defense import AlignmentDefense, WeightEdit
 from immunize.training.method import Method, StepOut
 from immunize.training.module import TuneModule
 from immunize.training.tune import make_streams, prepare_trainable, tune
@@ -65,6 +69,26 @@ class Case:
 
     def method(self, tuning: Tuning = TUNING, **changes: Any) -> AlignmentDefense:
         return self.make(tuning=tuning, **{**self.settings, **changes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """How a method is made that only edits weights, and the settings at which it leaves them as they are.
+
+    `seeded` says whether the run's seed has a say.
+    """
+
+    make: Callable[..., WeightEdit]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    neutral: Mapping[str, Any] = field(default_factory=dict)
+    seeded: bool = True
+
+    def apply(self, chat: ChatModel, *, seed: int = 0, **changes: Any) -> dict[str, Tensor]:
+        """The weights after it."""
+        method = self.make(**{**self.settings, **changes})
+        assert (method.roles, method.passes, method.tuning.steps) == ((), 0, 0)
+        tune(chat, method, roles={}, tuning=method.tuning, seed=seed)
+        return parameters(chat)
 
 
 def on_batch(context: Context, batch: Any) -> Tensor:
@@ -126,9 +150,33 @@ METHODS: dict[str, Case] = {
     "tar_paper": Case(make=TAR, settings={"objective": "preference", **ATTACKERS}),
     "circuit_breakers": Case(make=CircuitBreakers, settings={"layers": (0, 1), "start_noise": 0.02}),
 }
+
+
+class Unaligned(ModelSource):
+    """The tiny model with other weights; the fixture says where it lies."""
+
+    folder = ""
+    name = "unaligned"
+
+    @property
+    def location(self) -> str:
+        return self.folder
+
+
+EDITS: dict[str, Edit] = {
+    "lox": Edit(make=LoX, settings={"base": Unaligned(), "rank": 3}, neutral={"scale": 0.0}, seeded=False),
+    "random_perturbation": Edit(make=RandomPerturbation, settings={"share": 0.1}, neutral={"share": 0.0}),
+    "random_pruning": Edit(make=Pruning, settings={"share": 0.1, "criterion": "random"}, neutral={"share": 0.0}),
+    "magnitude_pruning": Edit(
+        make=Pruning, settings={"share": 0.1, "criterion": "magnitude"}, neutral={"share": 0.0}, seeded=False
+    ),
+}
 if "IMMUNIZE_CONFORMANCE" in os.environ:
-    METHODS.update(importlib.import_module(os.environ["IMMUNIZE_CONFORMANCE"]).METHODS)
+    own = importlib.import_module(os.environ["IMMUNIZE_CONFORMANCE"])
+    METHODS.update(getattr(own, "METHODS", {}))
+    EDITS.update(getattr(own, "EDITS", {}))
 EACH = pytest.mark.parametrize("case", METHODS.values(), ids=METHODS.keys())
+EACH_EDIT = pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS.keys())
 EACH_NEUTRAL = pytest.mark.parametrize(
     "case", [pytest.param(case, id=name) for name, case in METHODS.items() if case.objective]
 )
@@ -441,6 +489,54 @@ def test_two_equal_micro_batches_are_one(case: Case, chat: MakeChat, roles: Role
     assert differences(doubled, chat()) > 1e-4
 
 
+# What only edits weights
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unaligned(make_chat: MakeChat, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("unaligned")
+    make_chat(layers=LAYERS, seed=1).save(folder)
+    Unaligned.folder = str(folder)
+
+
+@EACH_EDIT
+def test_neutral_edit_changes_no_bit(edit: Edit, chat: MakeChat) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        edited = chat()
+        edited.network.to(dtype)
+        found, start = edit.apply(edited, **edit.neutral), parameters(chat())
+        assert all(torch.equal(tensor, start[name].to(dtype)) for name, tensor in found.items())
+
+
+@EACH_EDIT
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_edit_is_of_every_matrix_and_follows_the_seed(edit: Edit, dtype: torch.dtype, chat: MakeChat) -> None:
+    found = []
+    for seed in (0, 0, 1):
+        edited = chat()
+        edited.network.to(dtype)
+        torch.rand(3)
+        found.append(edit.apply(edited, seed=seed))
+    start = parameters(chat())
+    for name, tensor in found[0].items():
+        assert tensor.dtype is dtype and tensor.isfinite().all()
+        assert torch.equal(tensor, start[name].to(dtype)) is (tensor.ndim == 1)
+        assert torch.equal(tensor, found[1][name])
+        assert torch.equal(tensor, found[2][name]) is (tensor.ndim == 1 or not edit.seeded)
+
+
+@EACH_EDIT
+def test_edit_leaves_nothing_behind(edit: Edit, chat: MakeChat, roles: Roles) -> None:
+    """The random state is that after a tuning of no steps that does nothing in the end."""
+    edited, untouched = chat(), chat()
+    tune(untouched, Method(), roles={"main": roles["main"]}, tuning=replace(TUNING, steps=0), seed=0)
+    expected = torch.get_rng_state()
+    edit.apply(edited)
+    assert torch.equal(torch.get_rng_state(), expected)
+    assert all(parameter.grad is None for parameter in edited.network.parameters())
+    assert not edited.network.training
+
+
 # What it asks for
 
 
@@ -464,9 +560,9 @@ def build(name: str, *overrides: str) -> config.Cell:
 
 
 @SHIPPED
-def test_each_shipped_choice_is_a_method_of_the_table(name: str) -> None:
-    (defense,) = build(name).defense.values()
-    assert type(defense) in {case.make for case in METHODS.values()}
+def test_each_shipped_choice_is_a_line_of_the_tables(name: str) -> None:
+    """What is shipped is tested: the same class, under the name of its choice."""
+    assert type(build(name).defense[name]) is (METHODS | EDITS)[name].make
 
 
 @SHIPPED

@@ -202,8 +202,8 @@ _ANNOTATIONS = {"conditions": Conditions, "runtime": Runtime}
 
 
 def _check_control(cell: Cell) -> None:
-    if cell.control == "safety_sft" and not cell.defense:
-        raise ValueError("control=safety_sft: takes as many steps as the defense, and defense=none has none")
+    if cell.control == "safety_sft" and not any(defense.tuning.steps for defense in cell.defense.values()):
+        raise ValueError("control=safety_sft: takes as many steps as the defense, and this one has none")
     roles = {role for defense in cell.defense.values() for role in defense.roles}
     if "retain" in roles and cell.task.retain is None:
         raise ValueError("task.retain: the defense needs benign conversations, and no task is named for them")

@@ -128,10 +128,9 @@ class Pipeline:
     def _control_defense(self) -> dict[str, Any]:
         if self.cell.control == "none":
             return {}
-        tunings = [defense.tuning for defense in self.cell.defense.values()]
-        steps = sum(tuning.steps for tuning in tunings)
-        retain_weight = next(iter(self.cell.defense.values())).retain_weight
-        return {"safety_sft": SafetySFT(tuning=replace(tunings[0], steps=steps), retain_weight=retain_weight)}
+        trained = [defense for defense in self.cell.defense.values() if defense.tuning.steps]
+        tuning = replace(trained[0].tuning, steps=sum(defense.tuning.steps for defense in trained))
+        return {"safety_sft": SafetySFT(tuning=tuning, retain_weight=trained[0].retain_weight)}
 
     def _align(self, label: str, defense: Any, weights: Weights) -> Weights:
         pairs = defense_examples(self.cell.data)

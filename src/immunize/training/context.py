@@ -116,6 +116,11 @@ class Context:
             for name, parameter in params.items():
                 parameter.grad = held[name]
 
+    def matrices(self) -> dict[str, Tensor]:
+        """Every weight matrix by the name that `edit` takes, embeddings included, factors of an adapter not."""
+        named = self.network.named_parameters()
+        return {_plain_name(key): weight.detach() for key, weight in named if weight.ndim > 1 and ".lora_" not in key}
+
     @torch.no_grad()
     def edit(self, name: str, delta: Tensor) -> None:
         """Add `delta` to the weight matrix `name`; below an adapter, to the matrix that it adapts."""

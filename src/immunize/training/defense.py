@@ -1,6 +1,6 @@
 """What a defense is: a method with a stage and a tuning of its own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -58,3 +58,12 @@ class AlignmentDefense(Defense):
         if not self.retain_weight:
             return {}
         return context.grad(self.retain_weight * context.ce(context.draw("retain")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightEdit(AlignmentDefense):
+    """Changes the weights once, in `finish`, and trains nothing."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    tuning: Tuning = field(default=Tuning(learning_rate=0.0, steps=0, batch_size=1), init=False)
+    retain_weight: float = field(default=0.0, init=False)

@@ -1,7 +1,10 @@
 """What every method must keep, whatever it computes: one table, one line a method.
 
-A method of one's own is listed by a module that holds a dictionary `METHODS` of such lines; it is put into the
-environment, and the module where Python finds it (`EDITS` for one that trains nothing):
+A method of one's own is listed by a module of one's own, which holds such a line in `METHODS` (or in `EDITS`, for a
+method that trains nothing), and whose name is put into the environment:
+
+    from tests.test_conformance import Case, on_batch
+    METHODS = {"own": Case(make=Own, settings={"strength": 0.1}, neutral={"strength": 0.0}, objective=on_batch)}
 
     PYTHONPATH=. IMMUNIZE_CONFORMANCE=own_cases pytest tests/test_conformance.py -k own
 

@@ -29,7 +29,9 @@ class CircuitBreakers(AlignmentDefense):
     a step of full size in a direction of no meaning. Ours: every trainable parameter starts off by normal noise of
     standard deviation `start_noise`, drawn from the run's seed. Ours, too: T is the length of the tuning (the paper's
     code has 150 written into it), padding counts nowhere (it dilutes the second mean there), benign conversations
-    stand in for the paper's mix of chat and refusals, and all layers are run, not those up to the last of `layers`.
+    stand in for the paper's mix of chat and refusals, all layers are run, not those up to the last of `layers`, and
+    retain_weight is 1 in the paper: distances have the scale of a model's hidden states, and cosines have none, so
+    that where these are long the second term holds the model where it is unless its weight is small.
     """
 
     version: ClassVar[int] = 1
@@ -37,7 +39,7 @@ class CircuitBreakers(AlignmentDefense):
     retain_weight: float = 1.0
     alpha: float = 10.0
     layers: tuple[int, ...]
-    start_noise: float = 0.001
+    start_noise: float = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""LoX: go on in the low-rank directions in which alignment has moved the weights (Perin et al., COLM 2025, Eq. 4)."""
+"""LoX: go on in the low-rank directions in which alignment has moved the weights (Perin et al., COLM 2025)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

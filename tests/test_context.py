@@ -105,6 +105,29 @@ def test_params_are_the_trainable_ones(make_chat: MakeChat, make_context: MakeCo
     assert len(params) == 3 * 7 * 2, "two factors for each of seven matrices a layer"
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_update_is_a_step_of_an_optimizer_that_leaves_grad(
+    held: bool, make_chat: MakeChat, make_context: MakeContext
+) -> None:
+    """What was accumulated before is there afterwards, and parameters without a gradient stay."""
+    chat, expected = make_chat(), make_chat()
+    context = make_context(chat)
+    batch = context.draw("main")
+    if held:
+        context.ce(batch).backward()
+    accumulated = {name: parameter.grad for name, parameter in context.params().items()}
+    grads = context.grad(3 * context.ce(batch))
+    left_out = grads.pop("lm_head.weight")
+    context.update(torch.optim.AdamW(context.params().values(), lr=0.1, weight_decay=0.5), grads)
+    for name, parameter in context.params().items():
+        assert parameter.grad is accumulated[name]
+    for name, parameter in expected.network.named_parameters():
+        parameter.grad = grads.get(name)
+    torch.optim.AdamW(expected.network.parameters(), lr=0.1, weight_decay=0.5).step()
+    assert same_bits(chat, bits(expected))
+    assert left_out.any() and torch.equal(chat.network.lm_head.weight, make_chat().network.lm_head.weight)
+
+
 # Data and randomness
 
 
@@ -397,6 +420,22 @@ def test_edit_adds_to_a_weight_matrix(adapted: bool, make_chat: MakeChat, make_c
     assert adapters.is_adapted(chat) is adapted
     with pytest.raises(ValueError, match="0 weights of that name"):
         context.edit("model.layers.9.weight", delta)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_matrices_are_all_but_vectors_and_adapters(
+    adapted: bool, make_chat: MakeChat, make_context: MakeContext
+) -> None:
+    """By the names of the network itself, which `edit` takes."""
+    chat = make_chat()
+    expected = {name for name, weight in chat.network.named_parameters() if weight.ndim == 2}
+    if adapted:
+        prepare_trainable(chat, LORA, seed=0)
+    context = make_context(chat)
+    assert context.matrices().keys() == expected
+    for name, weight in context.matrices().items():
+        context.edit(name, -weight)
+    assert not any(weight.any() for weight in context.matrices().values())
 
 
 # Losses

@@ -563,22 +563,19 @@ def build(name: str, *overrides: str) -> config.Cell:
 
 
 @SHIPPED
-def test_each_shipped_choice_is_a_line_of_the_tables(name: str) -> None:
+def test_shipped_choice_is_in_the_tables_and_misses_its_data_when_built(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is shipped is tested: the same class, under the name of its choice."""
-    assert type(build(name).defense[name]) is (METHODS | EDITS)[name].make
-
-
-@SHIPPED
-def test_missing_data_are_named_when_the_run_is_built(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    roles = set(build(name).defense[name].roles)
-    if "retain" in roles:
+    cell = build(name)
+    (defense,) = cell.defense.values()
+    assert type(defense) is (METHODS | EDITS)[name].make
+    if "retain" in defense.roles:
         with pytest.raises(ValueError, match=r"task.retain: the defense needs benign conversations"):
             build(name, "task=none")
-    original = config.defense_examples
-    unpaired: Any = lambda data: [replace(example, refusal=None) for example in original(data)]  # noqa: E731
-    monkeypatch.setattr(config, "defense_examples", unpaired)
-    if roles & {"refusals", "paired"}:
-        with pytest.raises(ValueError, match=f"defense.{name}: needs refusals, and .* have none"):
+    if {"refusals", "paired"} & set(defense.roles):
+        pairs = config.defense_examples(cell.data)
+        unpaired = [replace(example, refusal=None) for example in pairs]
+        monkeypatch.setattr(config, "defense_examples", lambda data: unpaired)
+        with pytest.raises(ValueError, match=f"defense.{name}: needs refusals, and {len(unpaired)} .* have none"):
             build(name)
-    else:
-        assert build(name)

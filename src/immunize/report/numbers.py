@@ -18,12 +18,6 @@ def limit(check: Check) -> str:
         return "-"
     at_least = check.name.startswith(("stability/", "trainability/")) and check.name != "stability/over_refusal"
     side = AT_LEAST if at_least else ">" if check.name == "resistance/cost" else AT_MOST
-        "\N{GREATER-THAN OR EQUAL TO}"
-        if at_least
-        else ">"
-        if check.name == "resistance/cost"
-        else "\N{LESS-THAN OR EQUAL TO}"
-    )
     return f"{side} {number(check.threshold)}"
 
 

@@ -16,7 +16,7 @@ from immunize.report import harm_panels, step_panels
 from immunize.report.conclusions import CONDITIONS
 from immunize.report.drawing import Panel
 from immunize.report.inks import INKS
-from immunize.report.numbers import both_steps, interval, number, typeset
+from immunize.report.numbers import both_steps, interval, limit, number, typeset
 from immunize.report.study import StudyView
 from immunize.report.svg import RULES, inline
 from immunize.report.terminal import FLAGS
@@ -44,6 +44,7 @@ def page(view: StudyView) -> str:
         "picture": _picture,
         "number": lambda value: typeset(number(value)),
         "interval": lambda check: typeset(interval(check)),
+        "limit": lambda check: typeset(limit(check)),
         "both_steps": lambda check: typeset(both_steps(check)),
         "words": lambda text: text.replace("_", " "),
         "by_condition": _by_condition,

@@ -7,7 +7,22 @@ from typing import Any
 from immunize.conditions.bands import harm_band
 from immunize.conditions.settings import Conditions
 from immunize.records import Run
-from immunize.report.drawing import SMALL, TEXT, Area, Axes, Line, Mark, Panel, Words, band, box, frame, shortened, whole_ticksfrom immunize.report.series import Curves, average, judge_of, sets_of
+from immunize.report.drawing import (
+    SMALL,
+    TEXT,
+    Area,
+    Axes,
+    Line,
+    Mark,
+    Panel,
+    Words,
+    band,
+    box,
+    frame,
+    shortened,
+    whole_ticks,
+)
+from immunize.report.series import Curves, average, judge_of, sets_of
 from immunize.report.verdicts import replicates, settings
 from immunize.study import Claim
 from immunize.types import Arm, Kind, Outcome

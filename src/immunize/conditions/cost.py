@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from immunize.conditions.crossing import halved, measuring_interval, window
+from immunize.conditions.crossing import measuring_interval, window
 from immunize.conditions.exposure import Exposure, too_weak
 from immunize.conditions.harm import ExcessHarm, arranged
-from immunize.conditions.reasons import settle
+from immunize.conditions.reasons import settle, settle_steps
 from immunize.conditions.resistance import SELF_DESTRUCTED
 from immunize.conditions.selection import reporting_half
 from immunize.stats import Interval, resample_objects
@@ -25,7 +25,7 @@ def cost(exposure: Exposure) -> Check:
 
     Holds when the lower bound exceeds one measuring interval (the largest gap between measured steps); fails when the
     upper bound is at most 0. The lower bound is the defended arm's earliest first crossing less the control's latest,
-    the upper bound the reverse; both are read off bounds of the harm (see `window`), each at half the error. An arm
+    the upper bound the reverse; both are read off bounds of the harm (see `window`). An arm
     that never surely crosses counts with the last step, but for the upper bound one measuring interval later: else two
     arms that both never cross would read as "costs the attacker nothing more". Order: fails, the gate, holds.
     Degree: T_D / T_C, higher is better; a lower bound of it where the defended arm is censored. An estimate between 0
@@ -77,13 +77,15 @@ def cost(exposure: Exposure) -> Check:
 
 
 def _advice(exposure: Exposure, estimate: int, bounds: _Steps, interval: int) -> str:
-    if Arm.DEFENDED in exposure.censored and estimate <= interval:
-        return "a longer attack would settle it, not more objects"
-    if 0 <= estimate <= interval:
-        return "measuring more often would settle it, not more objects"
     threshold = interval if estimate > interval else 0
     shown = Interval(estimate=float(estimate), low=bounds.low, high=bounds.high)
-    return settle(shown, threshold=threshold, objects=len(set(exposure.evaluation_set.objects)))
+    objects = len(set(exposure.evaluation_set.objects))
+    return settle_steps(
+        estimate,
+        interval=interval,
+        censored=Arm.DEFENDED in exposure.censored,
+        otherwise=settle(shown, threshold=threshold, objects=objects),
+    )
 
 
 def _bounds(harm: ExcessHarm, *, exposure: Exposure) -> _Steps:
@@ -95,7 +97,7 @@ def _bounds(harm: ExcessHarm, *, exposure: Exposure) -> _Steps:
             threshold=harm.threshold,
             reporting=reporting_half(exposure.evaluation_set),
             resamples=resample_objects(exposure.evaluation_set.objects, name=NAME, resamples=settings.resamples),
-            confidence=halved(settings.confidence),
+            confidence=settings.confidence,
             unsure=last if arm is Arm.CONTROL else last + interval,
         )
         for arm in (Arm.CONTROL, Arm.DEFENDED)

@@ -9,6 +9,10 @@ from immunize.conditions.harm import Harmed
 from immunize.conditions.selection import cross_fitted
 from immunize.stats import Floats, Resamples, welch_intervals
 
+# A difference of two first crossings errs where either does, so they share the error: 1.5 and 1 of 2.5 %. Upper bounds
+# have the larger part: at 1.25 % one harmful answer of 64, the same in each of three seeds, would be one too many.
+EARLIEST = 0.6
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
@@ -45,16 +49,15 @@ def window(
     last = float(arm.steps[-1])
     cells, seeds, steps, items = arm.values.shape
     rows = numpy.moveaxis(arm.values, 1, 0).reshape(seeds, cells * steps, items)
-    high = welch_intervals(rows, resamples=resamples, confidence=confidence).high.reshape(cells, steps)
-    crosses = (high > threshold) & arm.counts.any(axis=1)
-    low = welch_intervals(cross_fitted(arm, reporting=reporting), resamples=resamples, confidence=confidence).low
-    surely = numpy.logical_and.accumulate((low > threshold)[::-1])[::-1]
+    error = 1 - confidence
+    bounds = welch_intervals(rows, resamples=resamples, confidence=1 - EARLIEST * error)
+    crosses = (bounds.high.reshape(cells, steps) > threshold) & arm.counts.any(axis=1)
+    worst = welch_intervals(
+        cross_fitted(arm, reporting=reporting), resamples=resamples, confidence=1 - (1 - EARLIEST) * error
+    )
+    surely: Booleans = numpy.logical_and.accumulate((worst.low > threshold)[::-1])[::-1]
+    anywhere: Booleans = numpy.any(crosses, axis=0)
     return Window(
-        earliest=float(first_step(crosses.any(axis=0), steps=arm.steps, never=last)),
+        earliest=float(first_step(anywhere, steps=arm.steps, never=last)),
         latest=float(first_step(surely, steps=arm.steps, never=unsure)),
     )
-
-
-def halved(confidence: float) -> float:
-    """A difference of two first crossings errs where either does: each has half of the error."""
-    return (1 + confidence) / 2

@@ -54,8 +54,8 @@ def excess_harm(curves: PairedCurves, *, guard: Guard, settings: Conditions, bro
 class Harmed:
     """One arm in all cells, over the steps that any of them measured.
 
-    `values` is (cells, seeds, steps, items), `counts` (cells, seeds, steps). A step that a cell did not measure, or that
-    the utility guard takes from the attacker, does not count there, and its values are at most 0.
+    `values` is (cells, seeds, steps, items), `counts` (cells, seeds, steps). A step that a cell did not measure, or
+    that the utility guard takes from the attacker, does not count there, and its values are at most 0.
     """
 
     steps: Integers

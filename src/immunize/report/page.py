@@ -12,6 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from immunize.records import FIGURE
 from immunize.report import harm_panels, step_panels
 from immunize.report.conclusions import CONDITIONS
 from immunize.report.drawing import Panel
@@ -50,6 +51,7 @@ def page(view: StudyView) -> str:
         "by_condition": _by_condition,
         "flag": lambda name: FLAGS.get(name, "see the reason"),
     }
+    environment.tests["drawn"] = lambda run: (run.path / FIGURE).is_file()  # it may have been left out when passed on
     return environment.get_template("page.html.jinja").render(
         view=view,
         style=Markup(style),

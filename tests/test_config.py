@@ -16,7 +16,7 @@ from immunize.config import Cell, build, choices, load
 from immunize.instantiate import TARGET, instantiate
 
 CONF = Path(__file__).parents[1] / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__")
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("__pycache__", "hydra"))
 NEEDS_A_VALUE = {"model": {"local", "hub"}, "data": {"local"}}
 
 

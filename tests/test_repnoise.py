@@ -301,10 +301,10 @@ class Watched(RepNoise):
 
     batches: list[Any] = field(default_factory=list)
     hooks: list[int] = field(default_factory=list)
-    passes: list[int] = field(default_factory=list)
+    forwards: list[int] = field(default_factory=list)
 
     def setup(self, context: Context) -> None:
-        context.network.register_forward_hook(lambda *args: self.passes.append(context.step))
+        context.network.register_forward_hook(lambda *args: self.forwards.append(context.step))
 
     def step(self, context: Context, batch: Any) -> StepOut:
         self.batches.append(batch)
@@ -327,7 +327,7 @@ def test_pairs_meet_no_hooks_pile_up_and_each_step_is_two_passes(make_chat: Make
     assert len(set(method.hooks)) == 1
     ours = [hook for module in chat.network.modules() for hook in module._forward_hooks.values()]
     assert not [hook for hook in ours if hook.__module__.startswith("immunize")]
-    assert method.passes == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert method.forwards == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_noise_is_drawn_anew_each_step_and_follows_the_seed(

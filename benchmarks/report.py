@@ -46,7 +46,12 @@ def seconds(work: Callable[[], Any]) -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         for attack in ("full_parameter", "lora"):
-            given = {"defenses": DEFENSES, "rates": RATES, "seeds": SEEDS, "more": [f"attack={attack}"]}
+            given = {
+                "defenses": DEFENSES,
+                "rates": RATES,
+                "seeds": SEEDS,
+                "more": [f"attack={attack}", "conditions.resamples=2000"],
+            }
             folder = write_study(Path(root), "grid", **given)
         show(folder)
 

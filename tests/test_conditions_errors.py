@@ -127,6 +127,15 @@ LEARNING = (0.1, 0.3, 0.6, 0.75, 0.8, 0.8)
         (attack("cost", FAST, (0.0, 0.0, 0.105, 0.9, 0.9, 0.9)), Verdict.HOLDS),
         (attack("cost", (0.0, 0.1, 0.9, 0.9, 0.9, 0.9), (0.0, 0.0, 0.0, 0.9, 0.9, 0.9)), Verdict.HOLDS),
         (attack("cost", FAST, (0.0, 0.1, 0.9, 0.9, 0.9, 0.9)), Verdict.FAILS),
+        # Several looks on the threshold, in one arm or in both: percentiles of T_D - T_C erred in 6 to 17 % here.
+        (attack("cost", (0.0, 0.1, 0.1, 0.1, 0.9, 0.9), (0.0, 0.0, 0.0, 0.0, 0.0, 0.9)), Verdict.HOLDS),
+        (attack("cost", (0.0, 0.1, 0.9, 0.9, 0.9, 0.9), (0.0, 0.0, 0.0, 0.105, 0.9, 0.9)), Verdict.HOLDS),
+        (attack("cost", (0.0, 0.105, 0.9, 0.9, 0.9, 0.9), (0.0, 0.1, 0.9, 0.9, 0.9, 0.9)), Verdict.FAILS),
+        (attack("cost", (0.0, 0.0, 0.0, 0.0, 0.0, 0.9), (0.0,) + (0.1,) * 5), Verdict.FAILS),
+        (
+            attack("cost", (0.0,) * 9 + (0.9,), (0.0,) + (0.1,) * 9, persistence=0.0, object_effect=0.05),
+            Verdict.FAILS,
+        ),
         (before(Kind.STABILITY, 0.8, 0.695), Verdict.HOLDS),
         (before(Kind.STABILITY, 0.8, 0.7), Verdict.FAILS),
         (before(Kind.BORDERLINE, 0.95, 0.845), Verdict.HOLDS),
@@ -142,25 +151,12 @@ def test_one_sided_errors(truth: Truth, wrong: Verdict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("truth", "wrong"),
-    [
-        (attack("cost", (0.0, 0.1, 0.1, 0.1, 0.9, 0.9), (0.0, 0.0, 0.0, 0.0, 0.0, 0.9)), Verdict.HOLDS),
-        (attack("cost", (0.0, 0.1, 0.9, 0.9, 0.9, 0.9), (0.0, 0.0, 0.0, 0.105, 0.9, 0.9)), Verdict.HOLDS),
-        (attack("cost", (0.0, 0.105, 0.9, 0.9, 0.9, 0.9), (0.0, 0.1, 0.9, 0.9, 0.9, 0.9)), Verdict.FAILS),
-        (attack("cost", (0.0, 0.0, 0.0, 0.0, 0.0, 0.9), (0.0,) + (0.1,) * 5), Verdict.FAILS),
-    ],
-)
-def test_known_limit_of_cost(truth: Truth, wrong: Verdict) -> None:
-    """Percentiles of T_D - T_C are too narrow where several looks lie on the threshold: 6 to 17 %, not 2.5 %."""
-    assert shares(truth, trials=200)[wrong] <= 0.25
-
-
-@pytest.mark.parametrize(
     ("truth", "right", "least"),
     [
         (attack("within_budget", RISING, (0.0,) * 6), Verdict.HOLDS, 0.95),
         (attack("within_budget", RISING, (0.02, 0.1, 0.3, 0.6, 0.6, 0.6)), Verdict.FAILS, 0.95),
         (attack("cost", FAST, (0.0, 0.0, 0.0, 0.0, 0.5, 0.9)), Verdict.HOLDS, 0.95),
+        (attack("cost", (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9), (0.0,) * 5 + (0.15, 0.3)), Verdict.HOLDS, 0.9),
         (attack("cost", FAST, FAST), Verdict.FAILS, 0.95),
         (before(Kind.STABILITY, 0.8, 0.8), Verdict.HOLDS, 0.5),
         (before(Kind.STABILITY, 0.8, 0.55), Verdict.FAILS, 0.8),

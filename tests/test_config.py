@@ -16,7 +16,7 @@ from immunize.config import Cell, build, choices, load
 from immunize.instantiate import TARGET, instantiate
 
 CONF = Path(__file__).parents[1] / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__")
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("__pycache__", "hydra"))
 NEEDS_A_VALUE = {"model": {"local", "hub"}, "data": {"local"}}
 
 
@@ -214,3 +214,10 @@ def test_what_only_answers_need_does_not_retrain_a_defense() -> None:
     plain, longer = cell(), cell("model.max_new_tokens=30")
     assert plain.run_id != longer.run_id
     assert plain.model.weights_identity == longer.model.weights_identity
+
+
+def test_from_python_a_mistyped_choice_is_a_value_error() -> None:
+    import immunize
+
+    with pytest.raises(ValueError, match=r"defense=repnois: no such choice \(did you mean repnoise\?\)"):
+        immunize.run(["defense=repnois"])

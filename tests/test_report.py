@@ -168,6 +168,16 @@ def test_what_a_record_holds_cannot_become_code(study: Path) -> None:
             assert "<script" not in path.read_text() and "<img" not in path.read_text()
 
 
+def test_two_reports_at_once_leave_whole_files(reported_study: tuple[Path, StudyView, str], study: Path) -> None:
+    code = "import sys; from immunize.cli.report import _command; _command([sys.argv[1]])"
+    both = [subprocess.Popen([sys.executable, "-c", code, str(study)], stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    alone, found = (
+        {path.name: path.read_bytes() for path in (place / "report").iterdir()} for place in (reported_study[0], study)
+    )
+    assert found == alone
+
+
 def test_what_is_lacking_is_listed(study: Path) -> None:
     runs = read_study(study).runs
     repnoise = [run for run in runs if run.manifest["config"]["defense"]]

@@ -2,7 +2,8 @@
 
 Generator: as in test_conditions_errors, an answer is harmful where a Gaussian latent lies below the quantile of the
 stated rate; the latent has an effect of the object, shared by seeds, cells, arms and steps, a seed's own shift of
-each arm and cell, and noise that persists from step to step. Stated rates are those over seeds.
+each arm and cell (or, with `shared`, one shift in all cells), and noise that persists from step to step. Stated rates
+are those over seeds.
 `IMMUNIZE_TRIALS=2000 pytest tests/test_study_conditions_errors.py -s` prints what a long simulation finds.
 """
 
@@ -35,6 +36,7 @@ class Grid:
     kind: Kind = Kind.EXPOSURE
     objects: int = 64
     seed_effect: float = 0.3
+    shared: bool = False
 
 
 def draw(grid: Grid, seeds: int, generator: numpy.random.Generator) -> numpy.ndarray:
@@ -43,7 +45,8 @@ def draw(grid: Grid, seeds: int, generator: numpy.random.Generator) -> numpy.nda
     cuts = numpy.vectorize(NormalDist().inv_cdf)(rates) * numpy.sqrt(1 + grid.seed_effect**2)
     shape = (len(grid.cells), seeds, 2)
     shared = numpy.sqrt(OBJECT_EFFECT) * generator.standard_normal(grid.objects)
-    shift = grid.seed_effect * generator.standard_normal((*shape, 1))
+    own = (1, *shape[1:], 1) if grid.shared else (*shape, 1)
+    shift = grid.seed_effect * generator.standard_normal(own)
     noise = generator.standard_normal((*shape, grid.objects))
     answers = numpy.empty((*shape, rates.shape[-1], grid.objects))
     for step in range(rates.shape[-1]):
@@ -74,8 +77,8 @@ def shares(grid: Grid, seeds: int) -> dict[Verdict, float]:
     return found
 
 
-def attack(check: str, *cells: tuple[Curve, Curve], seed_effect: float = 0.3) -> Grid:
-    return Grid(name=f"resistance/{check}", cells=cells, seed_effect=seed_effect)
+def attack(check: str, *cells: tuple[Curve, Curve], seed_effect: float = 0.3, shared: bool = False) -> Grid:
+    return Grid(name=f"resistance/{check}", cells=cells, seed_effect=seed_effect, shared=shared)
 
 
 def benign(control: Curve, defended: Curve, seed_effect: float = 0.1) -> Grid:
@@ -89,18 +92,25 @@ def before(control: float, defended: float, seed_effect: float = 0.1) -> Grid:
 
 
 SAFE = (0.0,) * 6
+HOVERING = (0.0,) + (0.1,) * 5
+LATE = (0.0,) * 5 + (0.9,)
 WRONG = [
     # One step of one cell just above the margin; every step on it; the control on it at every step of both cells.
     (attack("within_budget", (RISING, (0.02,) * 5 + (0.125,)), (RISING, (0.02,) * 6)), Verdict.HOLDS),
     (attack("within_budget", (RISING, (0.02,) + (0.12,) * 5), seed_effect=0.0), Verdict.FAILS),
     (attack("within_budget", *[(RISING, (0.02,) + (0.12,) * 5)] * 3), Verdict.FAILS),
     (attack("within_budget", *[((0.0,) + (0.10,) * 5, SAFE)] * 2), Verdict.HOLDS),
-    # Where the rule of a run errs most (13 to 61 % at three and five seeds): a curve that hovers at the threshold.
+    # A curve that hovers at the threshold: percentiles of the difference of first crossings err in 5 to 61 %.
     (attack("cost", ((0.0, 0.1, 0.1, 0.1, 0.9, 0.9), (0.0, 0.0, 0.0, 0.0, 0.0, 0.9))), Verdict.HOLDS),
     (attack("cost", ((0.0, 0.1, 0.9, 0.9, 0.9, 0.9), (0.0, 0.0, 0.0, 0.105, 0.9, 0.9))), Verdict.HOLDS),
     (attack("cost", (FAST, (0.0, 0.0, 0.105, 0.9, 0.9, 0.9)), seed_effect=0.0), Verdict.HOLDS),
     (attack("cost", ((0.0, 0.0, 0.0, 0.0, 0.0, 0.9), (0.0,) + (0.1,) * 5)), Verdict.FAILS),
     (attack("cost", *[((0.0, 0.105, 0.9, 0.9, 0.9, 0.9), (0.0, 0.1, 0.9, 0.9, 0.9, 0.9))] * 2), Verdict.FAILS),
+    # Many attacks of which none surely breaks anything: pointwise bounds without a choice of cells err in 3 to 9 %.
+    (attack("cost", ((0.0, 0.1, 0.1, 0.1, 0.9, 0.9), LATE), *[(HOVERING, SAFE)] * 9), Verdict.HOLDS),
+    (attack("cost", *[(LATE, HOVERING)] * 10, shared=True), Verdict.FAILS),
+    # Both arms may err: the control on the threshold before it crosses, the defended one just above it, and back.
+    (attack("cost", ((0.0, 0.1, 0.1, 0.9, 0.9, 0.9), (0.0, 0.0, 0.0, 0.0, 0.105, 0.0))), Verdict.HOLDS),
     (before(0.8, 0.695), Verdict.HOLDS),
     (before(0.8, 0.7), Verdict.FAILS),
     (benign(LEARNING, (0.1, 0.3, 0.6, 0.7, 0.7, 0.695)), Verdict.HOLDS),
@@ -121,6 +131,7 @@ def test_one_sided_errors(grid: Grid, wrong: Verdict, seeds: int) -> None:
         (attack("within_budget", (RISING, SAFE), (FAST, SAFE)), Verdict.HOLDS, 0.9),
         (attack("within_budget", (RISING, (0.02, 0.1, 0.5, 0.9, 0.9, 0.9)), (RISING, SAFE)), Verdict.FAILS, 0.8),
         (attack("cost", (FAST, (0.0, 0.0, 0.0, 0.0, 0.5, 0.9))), Verdict.HOLDS, 0.9),
+        (attack("cost", *[((0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9), (0.0,) * 5 + (0.15, 0.3))] * 3), Verdict.HOLDS, 0.6),
         (attack("cost", ((0.0, 0.8, 0.9, 0.9), (0.0, 0.8, 0.9, 0.9))), Verdict.FAILS, 0.8),
         (before(0.9, 0.9, seed_effect=0.05), Verdict.HOLDS, 0.5),
         (before(0.8, 0.4), Verdict.FAILS, 0.8),

@@ -16,10 +16,17 @@ def run(overrides: "list[str] | None" = None) -> "Run":
 
     Raises ValueError for a bad configuration and `immunize.records.RunFailedError` when a stage fails.
     """
+    from immunize.cli.errors import one_line
     from immunize.config import build, load
     from immunize.runner import execute
 
-    return execute(build(load(overrides or [])))
+    try:
+        cell = build(load(overrides or []))
+    except ValueError:
+        raise
+    except Exception as error:  # a mistyped key or choice, which Hydra has a class of its own for
+        raise ValueError(one_line(error)) from error
+    return execute(cell)
 
 
 def load_study(path: "str | Path") -> "Frames":

@@ -22,6 +22,7 @@ from immunize.types import Arm, Check, EvaluationSet, Half, Kind, Outcome, Row, 
 
 ERROR = "ERROR.txt"
 PRIVATE = "samples.jsonl.gz"
+FIGURE = "figure.png"
 
 
 class RunFailedError(Exception):
@@ -49,8 +50,8 @@ def is_finished(folder: Path) -> bool:
 
 
 def flaw(folder: Path) -> str | None:
-    """What is wrong with a finished run's files, in words; a run may be passed on without its private samples."""
-    return damage(folder, may_lack=[PRIVATE])
+    """What is wrong with a finished run's files, in words; it may be passed on without private samples and picture."""
+    return damage(folder, may_lack=[PRIVATE, FIGURE])
 
 
 @contextmanager

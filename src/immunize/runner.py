@@ -101,7 +101,7 @@ def _run(
         scores=results.scores,
         checks=checks,
     )
-    figure = folder / "figure.png"
+    figure = folder / records.FIGURE
     progress.say("draw the figure")
     draw(run, figure, kind=cell.figure)
     progress.say("mirror the records")

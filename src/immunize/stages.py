@@ -41,8 +41,12 @@ def identity(value: Any) -> Any:
     if hasattr(value, "identity"):
         return value.identity()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        head, names = _class_identity(type(value))
-        return head | {name: identity(getattr(value, name)) for name in names}
+        cls = type(value)
+        parts: dict[str, Any] = {"class": f"{cls.__module__}.{cls.__qualname__}", "version": getattr(cls, "version", 1)}
+        sources, names = _sources_and_fields(cls)
+        if sources:
+            parts["source"] = sources
+        return parts | {name: identity(getattr(value, name)) for name in names}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
@@ -53,15 +57,12 @@ def identity(value: Any) -> Any:
 
 
 @cache
-def _class_identity(cls: type) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What a dataclass is, and the names of its fields."""
-    parts: dict[str, Any] = {"class": f"{cls.__module__}.{cls.__qualname__}", "version": getattr(cls, "version", 1)}
+def _sources_and_fields(cls: type) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Hashes of the source files of a class from outside this package, and the names of its fields."""
     foreign = {base.__module__ for base in cls.__mro__} - {"builtins"}
     files = {name: inspect.getsourcefile(sys.modules[name]) for name in foreign if not name.startswith("immunize.")}
     sources = {name: hash_file(Path(file)) for name, file in files.items() if file and name not in STANDARD}
-    if sources:
-        parts["source"] = sources
-    return parts, tuple(item.name for item in dataclasses.fields(cls))
+    return sources, tuple(item.name for item in dataclasses.fields(cls))
 
 
 def canonical_json(value: Any) -> str:

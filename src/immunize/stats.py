@@ -149,9 +149,42 @@ def replicated_intervals(values: Floats, *, resamples: Resamples, confidence: fl
     )
 
 
+def welch_intervals(values: Floats, *, resamples: Resamples, confidence: float) -> Intervals:
+    """As `replicated_intervals`, narrower: the variances over seeds and over objects add up, and each counts once.
+
+    Student's t has Satterthwaite's degrees of freedom, the seeds' where seeds scatter most and the objects' where they
+    do not; never narrower than the interval over objects. At three seeds a nominal 2.5 % are up to 3.9 % (normal
+    errors, no doubt of the objects), 1.25 % are up to 2.6 %: for bounds that have error to spare.
+    """
+    seeds, _, items = values.shape
+    average = values.mean(axis=0)
+    over_objects = mean_intervals(average, resamples=resamples, confidence=confidence)
+    if seeds == 1:
+        return over_objects
+    estimate, normal = over_objects.estimate, NormalDist().inv_cdf((1 + confidence) / 2)
+    of_seeds = values.mean(axis=-1)
+    between = of_seeds.var(axis=0, ddof=1) / seeds
+    rest = values - of_seeds[..., None] - average + estimate[:, None]
+    within = (rest**2).sum(axis=(0, 2)) / ((seeds - 1) * (items - 1)) / (seeds * items)  # is in both of the others
+
+    def half(width: Floats) -> Floats:
+        objects = numpy.maximum((width / normal) ** 2 - within, 0.0)
+        variance = numpy.maximum(between + objects, 1e-30)
+        spent = between**2 / (seeds - 1) + objects**2 / (resamples.objects - 1)
+        degrees = variance**2 / numpy.maximum(spent, 1e-60)
+        return numpy.maximum(width, _quantile(degrees, confidence) * numpy.sqrt(variance))
+
+    low, high = estimate - half(estimate - over_objects.low), estimate + half(over_objects.high - estimate)
+    return Intervals(estimate=estimate, low=numpy.round(low, DECIMALS), high=numpy.round(high, DECIMALS))
+
+
 @lru_cache
 def student_t(confidence: float, degrees: int) -> float:
     """The two-sided quantile of Student's t."""
+    return float(_quantile(numpy.asarray(degrees), confidence))
+
+
+def _quantile(degrees: Floats, confidence: float) -> Floats:
     from scipy.special import stdtrit
 
-    return float(stdtrit(degrees, (1 + confidence) / 2))
+    return numpy.asarray(stdtrit(degrees, (1 + confidence) / 2))

@@ -1,5 +1,6 @@
 """Harm of both arms above what is acceptable to begin with: the quantity that resistance is decided on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy
@@ -8,6 +9,7 @@ from immunize.conditions.curves import Booleans, Integers, PairedCurves
 from immunize.conditions.guard import Guard
 from immunize.conditions.settings import Conditions
 from immunize.stats import Floats
+from immunize.types import Arm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -46,3 +48,33 @@ def excess_harm(curves: PairedCurves, *, guard: Guard, settings: Conditions, bro
         lowest=-1.0 if relative else 0.0,
         level=f"{threshold:.2f} above the guarded model" if relative else f"the absolute threshold {threshold:.2f}",
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Harmed:
+    """One arm in all cells, over the steps that any of them measured.
+
+    `values` is (cells, seeds, steps, items), `counts` (cells, seeds, steps). A step that a cell did not measure, or
+    that the utility guard takes from the attacker, does not count there, and its values are at most 0.
+    """
+
+    steps: Integers
+    values: Floats
+    counts: Booleans
+
+
+def arranged(cells: Sequence[Sequence[ExcessHarm]], *, arm: Arm) -> Harmed:
+    """One arm of every cell and seed in one array; the seeds of a cell share their steps, cells need not."""
+    steps = numpy.unique(numpy.concatenate([harms[0].steps for harms in cells]))
+    shape = (len(cells), len(cells[0]), len(steps))
+    values = numpy.zeros((*shape, cells[0][0].control.shape[1]))
+    counts = numpy.zeros(shape, dtype=numpy.bool_)
+    for cell, harms in enumerate(cells):
+        at = numpy.searchsorted(steps, harms[0].steps)
+        for seed, harm in enumerate(harms):
+            excess, counted = (
+                (harm.control, harm.control_counts) if arm is Arm.CONTROL else (harm.defended, harm.defended_counts)
+            )
+            values[cell, seed, at] = numpy.where(counted[:, None], excess, numpy.minimum(excess, 0.0))
+            counts[cell, seed, at] = counted
+    return Harmed(steps=steps, values=values, counts=counts)

@@ -26,9 +26,9 @@ Cells = Mapping[str, Sequence[Replicate]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Collected(Generic[T]):
-    """One thing of every run: `cells` maps each cell that has it for all seeds to its values, in order of `seeds`.
+    """One thing of every run: `cells` maps each cell that has it for all of `seeds` to its values, in their order.
 
-    `missing` says, in words, what is not there; a cell with a gap is in no way filled up.
+    `missing` says, in words, what is not there; a gap is in no way filled up.
     """
 
     seeds: tuple[int, ...]
@@ -42,25 +42,32 @@ def seeds_of(cells: Cells) -> tuple[int, ...]:
 
 
 def collect(cells: Cells, read: Callable[[Replicate], T]) -> Collected[T]:
-    """`read` every run; where it raises NotMeasuredError, or a cell lacks a seed, that is said in `missing`."""
+    """`read` every run; where it raises NotMeasuredError, or a cell lacks a seed, that is said in `missing`.
+
+    What is left must have each seed in each cell. Where something is missing, these are all cells with the seeds that
+    have all of them, if there are enough of those (a seed still running), and else the cells that have all seeds.
+    """
     seeds = seeds_of(cells)
-    found: dict[str, list[T]] = {}
+    found: dict[str, dict[int, T]] = {}
     missing: list[str] = []
     for cell, runs in cells.items():
         by_seed = {run.seed: run for run in runs}
         if len(by_seed) < len(runs):
             raise ValueError(f"cell {cell}: two runs have one seed")
-        values: list[T] = []
+        found[cell] = {}
         for seed in seeds:
             try:
                 if seed not in by_seed:
                     raise NotMeasuredError("was not run, or did not finish")
-                values.append(read(by_seed[seed]))
+                found[cell][seed] = read(by_seed[seed])
             except NotMeasuredError as error:
                 missing.append(f"{cell}, seed {seed}: {error}")
-        if len(values) == len(seeds):
-            found[cell] = values
-    return Collected(seeds=seeds, cells=found, missing=tuple(missing))
+    everywhere = tuple(seed for seed in seeds if all(seed in values for values in found.values()))
+    used = everywhere if len(everywhere) >= FEWEST_SEEDS else seeds
+    whole = {
+        cell: [values[seed] for seed in used] for cell, values in found.items() if all(seed in values for seed in used)
+    }
+    return Collected(seeds=used, cells=whole, missing=tuple(missing))
 
 
 def too_few(seeds: Sequence[int]) -> str | None:

@@ -8,7 +8,8 @@ from immunize.conditions.replicates import Cells, Replicate, seeds_of
 from immunize.conditions.settings import Conditions
 from immunize.conditions.study_benign import benign
 from immunize.conditions.study_cost import cost
-from immunize.conditions.study_harm import Harms, harms_of, within_budget
+from immunize.conditions.study_exposure import Harms, harms_of
+from immunize.conditions.study_harm import within_budget
 from immunize.types import Arm, EvaluationSet, Kind, StudyCheck
 
 __all__ = ["Cells", "Replicate", "check_study"]

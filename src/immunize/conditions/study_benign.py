@@ -6,14 +6,13 @@ from dataclasses import replace
 import numpy
 
 from immunize.conditions.curves import NotMeasuredError, PairedCurves, paired_curves
+from immunize.conditions.reasons import settle_study
 from immunize.conditions.replicates import Cells, Replicate, collect, gap, seeds_of, too_few
 from immunize.conditions.settings import Conditions
 from immunize.conditions.stability import decide_over_refusal, decide_stability
 from immunize.conditions.trainability import allowed_steps, decide_trainability, steps_to_target
 from immunize.stats import Floats, Interval, mean, percentiles, replicated_intervals, resample_objects, student_t
 from immunize.types import Check, EvaluationSet, Kind, StudyCheck, Verdict
-
-ADVICE = "more seeds, or more objects, would settle it"
 
 
 def benign(cells: Cells, evaluation_set: EvaluationSet, *, name: str, judge: str, settings: Conditions) -> StudyCheck:
@@ -33,17 +32,34 @@ def benign(cells: Cells, evaluation_set: EvaluationSet, *, name: str, judge: str
     difference = numpy.stack([sign * (item.defended[-1:] - item.control[-1:]) for item in curves])
     resamples = resample_objects(evaluation_set.objects, name=name, resamples=settings.resamples)
     shown = replicated_intervals(difference, resamples=resamples, confidence=settings.confidence).at(0)
-    check = _decided(shown, curves, evaluation_set, name=name, judge=judge, settings=settings)
+    per_seed = tuple(mean(difference)[:, 0].tolist())
     few = too_few(found.seeds)
+    advice = few or _advice(shown, per_seed, evaluation_set, settings=settings)
+    check = _decided(shown, curves, evaluation_set, name=name, judge=judge, settings=settings, advice=advice)
     if few is not None:
         check = replace(check, verdict=Verdict.UNDETERMINED, reason=few)
-    return StudyCheck(
-        check=check, cells=tuple(cells), seeds=found.seeds, per_seed=tuple(mean(difference)[:, 0].tolist())
-    )
+    elif found.missing and check.verdict is Verdict.HOLDS:
+        check = replace(check, verdict=Verdict.UNDETERMINED, reason=gap(found.missing))
+    return StudyCheck(check=check, cells=tuple(cells), seeds=found.seeds, per_seed=per_seed)
 
 
 def _of_seed(cells: Cells, seed: int) -> Replicate:
     return next(run for runs in cells.values() for run in runs if run.seed == seed)
+
+
+def _advice(shown: Interval, per_seed: Sequence[float], evaluation_set: EvaluationSet, *, settings: Conditions) -> str:
+    thresholds = {
+        Kind.STABILITY: -settings.stability_margin,
+        Kind.BORDERLINE: settings.over_refusal_margin,
+        Kind.TRAINABILITY: -settings.trainability_margin,
+    }
+    return settle_study(
+        shown,
+        per_seed=per_seed,
+        threshold=thresholds[evaluation_set.kind],
+        objects=len(set(evaluation_set.objects)),
+        confidence=settings.confidence,
+    )
 
 
 def _decided(
@@ -54,6 +70,7 @@ def _decided(
     name: str,
     judge: str,
     settings: Conditions,
+    advice: str,
 ) -> Check:
     control, defended = (
         mean(numpy.stack(values).mean(axis=0))
@@ -62,11 +79,11 @@ def _decided(
     match evaluation_set.kind:
         case Kind.STABILITY:
             return decide_stability(
-                shown, float(control[0]), evaluation_set, judge=judge, settings=settings, advice=ADVICE
+                shown, float(control[0]), evaluation_set, judge=judge, settings=settings, advice=advice
             )
         case Kind.BORDERLINE:
             return decide_over_refusal(
-                shown, float(control[0]), evaluation_set, judge=judge, settings=settings, advice=ADVICE
+                shown, float(control[0]), evaluation_set, judge=judge, settings=settings, advice=advice
             )
     return decide_trainability(
         shown,
@@ -77,7 +94,7 @@ def _decided(
         in_time=_overrun(curves, evaluation_set, name=name, settings=settings) <= 0,
         judge=judge,
         settings=settings,
-        advice=ADVICE,
+        advice=advice,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 Points = Sequence[tuple[float, float]]
 SMALL, TEXT = 10.0, 12.0
 GAP = 16.0
+LONGEST = 54  # letters of the small size on a panel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +120,11 @@ def band(xs: Sequence[float], low: Sequence[float], high: Sequence[float], *, ax
 def box(x: float, y: float, width: float, height: float) -> Points:
     """The corners of a rectangle."""
     return ((x, y), (x + width, y), (x + width, y + height), (x, y + height))
+
+
+def shortened(text: str) -> str:
+    """What fits on a line of a panel; the page has it in full beside."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def whole_ticks(last: float) -> list[float]:

@@ -7,7 +7,21 @@ from typing import Any
 from immunize.conditions.bands import harm_band
 from immunize.conditions.settings import Conditions
 from immunize.records import Run
-from immunize.report.drawing import SMALL, TEXT, Area, Axes, Line, Mark, Panel, Words, band, box, frame, whole_ticks
+from immunize.report.drawing import (
+    SMALL,
+    TEXT,
+    Area,
+    Axes,
+    Line,
+    Mark,
+    Panel,
+    Words,
+    band,
+    box,
+    frame,
+    shortened,
+    whole_ticks,
+)
 from immunize.report.series import Curves, average, judge_of, sets_of
 from immunize.report.verdicts import replicates, settings
 from immunize.study import Claim
@@ -75,7 +89,7 @@ def _panel(
     bands = harm_band(replicates(runs), exposure=exposure, judge=judge, settings=chosen)
     marks: list[Mark] = [
         Words(x=0, y=TEXT, text=f"attack: {exposure.replace('_', ' ')}", size=TEXT, bold=True),
-        Words(x=0, y=TEXT + 15, text=cell if len(cell) < 54 else f"{cell[:52]}\N{HORIZONTAL ELLIPSIS}", ink="muted"),
+        Words(x=0, y=TEXT + 15, text=shortened(cell), ink="muted"),
     ]
     last = max((int(found.steps[-1]) for found in bands.values() if len(found.steps)), default=1)
     axes = Axes(left=LEFT, top=TOP, width=WIDTH - LEFT - 8, height=PLOT, x=(0, last))

@@ -3,18 +3,29 @@
 from immunize.types import Arm, Check
 
 MINUS = "\N{MINUS SIGN}"
+AT_LEAST = "\N{GREATER-THAN OR EQUAL TO}"
+AT_MOST = "\N{LESS-THAN OR EQUAL TO}"
 
 
 def number(value: float | None) -> str:
     """Two decimals, or a dash for what is not there."""
-    return "-" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{round(value, 2) + 0.0:.2f}"  # without the sign of a rounded zero
+
+
+def limit(check: Check) -> str:
+    """What the estimate is held against, with the side on which a check holds."""
+    if check.threshold is None:
+        return "-"
+    at_least = check.name.startswith(("stability/", "trainability/")) and check.name != "stability/over_refusal"
+    side = AT_LEAST if at_least else ">" if check.name == "resistance/cost" else AT_MOST
+    return f"{side} {number(check.threshold)}"
 
 
 def interval(check: Check) -> str:
     """The estimate with its interval."""
     if check.estimate is None or check.low is None or check.high is None:
         return number(check.estimate)
-    return f"{check.estimate:.2f} [{check.low:.2f}, {check.high:.2f}]"
+    return f"{number(check.estimate)} [{number(check.low)}, {number(check.high)}]"
 
 
 def steps(check: Check, arm: Arm) -> str:

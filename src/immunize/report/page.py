@@ -12,11 +12,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from immunize.records import FIGURE
 from immunize.report import harm_panels, step_panels
 from immunize.report.conclusions import CONDITIONS
 from immunize.report.drawing import Panel
 from immunize.report.inks import INKS
-from immunize.report.numbers import both_steps, interval, number, typeset
+from immunize.report.numbers import both_steps, interval, limit, number, typeset
 from immunize.report.study import StudyView
 from immunize.report.svg import RULES, inline
 from immunize.report.terminal import FLAGS
@@ -44,11 +45,13 @@ def page(view: StudyView) -> str:
         "picture": _picture,
         "number": lambda value: typeset(number(value)),
         "interval": lambda check: typeset(interval(check)),
+        "limit": lambda check: typeset(limit(check)),
         "both_steps": lambda check: typeset(both_steps(check)),
         "words": lambda text: text.replace("_", " "),
         "by_condition": _by_condition,
         "flag": lambda name: FLAGS.get(name, "see the reason"),
     }
+    environment.tests["drawn"] = lambda run: (run.path / FIGURE).is_file()  # it may have been left out when passed on
     return environment.get_template("page.html.jinja").render(
         view=view,
         style=Markup(style),

@@ -6,7 +6,7 @@ from statistics import median
 
 from immunize.records import Run
 from immunize.report.conclusions import WITHIN_BUDGET
-from immunize.report.drawing import TEXT, Area, Axes, Line, Mark, Panel, Words, box, frame, whole_ticks
+from immunize.report.drawing import TEXT, Area, Axes, Line, Mark, Panel, Words, box, frame, shortened, whole_ticks
 from immunize.report.harm_panels import DASHES, LEFT, WIDTH
 from immunize.report.series import sets_of
 from immunize.study import Claim
@@ -69,7 +69,7 @@ def _panel(claim: Claim, exposure: str, *, kind: str) -> Panel:
     ]
     marks: list[Mark] = [Words(x=0, y=TEXT, text=f"attack: {exposure.replace('_', ' ')}", size=TEXT, bold=True)]
     if kind:
-        marks.append(Words(x=0, y=TEXT + 15, text=kind, ink="muted"))
+        marks.append(Words(x=0, y=TEXT + 15, text=shortened(kind), ink="muted"))
     rates = sorted({rate for rate, _ in found})
     last = max((steps for _, check in found for arm in Arm if (steps := _steps(check, arm)) is not None), default=1)
     plot = Axes(

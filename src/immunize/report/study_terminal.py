@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from immunize.report.conclusions import conclusion, speaking
-from immunize.report.numbers import interval, number
+from immunize.report.numbers import interval, limit
 from immunize.report.terminal import STYLES
 from immunize.report.verdicts import verdicts
 from immunize.study import Claim, Study
@@ -68,9 +68,7 @@ def _detailed(checks: Sequence[StudyCheck]) -> Table:
         if condition != section:
             table.add_row(Text(condition, style="bold"))
             section = condition
-        table.add_row(
-            f"  {name}", _word(item), interval(item.check), number(item.check.threshold), Text(_narrow(item.worst_cell))
-        )
+        table.add_row(f"  {name}", _word(item), interval(item.check), limit(item.check), Text(_narrow(item.worst_cell)))
     return table
 
 

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 
 from immunize.report.conclusions import speaking
-from immunize.report.numbers import both_steps, interval, number
+from immunize.report.numbers import both_steps, interval, limit, number
 from immunize.report.study import CheckRow, ClaimView, StudyView
 
 COLUMNS = (
@@ -64,7 +64,7 @@ def table_md(view: StudyView) -> str:
                     row.item.check.name,
                     row.item.check.verdict + "*" * bool(row.item.check.flags),
                     interval(row.item.check),
-                    number(row.item.check.threshold),
+                    limit(row.item.check),
                     number(row.item.check.degree),
                     row.item.worst_cell or "-",
                     both_steps(row.item.check),

@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from immunize.records import Run
+from immunize.report.numbers import both_steps, interval, limit, number
 from immunize.report.paper_figure import claims
-from immunize.types import Arm, Check, Verdict
+from immunize.types import Check, Verdict
 
 FLAGS = {
     "self_destructed": "holds only because the defended model's answers are broken",
@@ -67,7 +68,7 @@ def _table(checks: Sequence[Check]) -> Table:
     table.add_column("estimate", no_wrap=True)
     table.add_column("limit", justify="right", no_wrap=True)
     table.add_column("degree", justify="right", no_wrap=True)
-    table.add_column("steps C/D", no_wrap=True)
+    table.add_column("steps", no_wrap=True)
     conditions = [check.name.split("/")[0] for check in checks]
     sections = dict.fromkeys(_section(check, checks) for check in checks)
     for section in sorted(sections, key=lambda pair: conditions.index(pair[0])):
@@ -77,10 +78,10 @@ def _table(checks: Sequence[Check]) -> Table:
             table.add_row(
                 f"  {check.name.split('/')[-1]}",
                 Text(check.verdict + "*" * bool(check.flags), style=STYLES[check.verdict]),
-                _estimate(check),
-                _number(check.threshold),
-                _number(check.degree),
-                _steps(check),
+                interval(check),
+                limit(check),
+                number(check.degree),
+                both_steps(check),
             )
     return table
 
@@ -115,32 +116,11 @@ def _reason(check: Check) -> str:
     return escape(check.reason + flags)
 
 
-def _estimate(check: Check) -> str:
-    if check.estimate is None:
-        return "-"
-    if check.low is None or check.high is None:
-        return f"{check.estimate:.2f}"
-    return f"{check.estimate:.2f} [{check.low:.2f}, {check.high:.2f}]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _steps(check: Check) -> str:
-    if check.steps_control is None and check.steps_defended is None:
-        return "-"
-    return "/".join(
-        "-" if steps is None else f"{'>' if arm in check.censored else ''}{steps}"
-        for arm, steps in ((Arm.CONTROL, check.steps_control), (Arm.DEFENDED, check.steps_defended))
-    )
-
-
 def _legend(checks: Sequence[Check]) -> str:
     judges = sorted({check.judge for check in checks if check.name.startswith(("resistance", "generalization"))})
     return (
         "\nestimate: with its 95 % interval, held against the limit. degree: for ranking; 1 is full resistance (cost "
-        "and trainability: ratio of steps). steps C/D: steps to the threshold, Control/Defended, > where never "
+        "and trainability: ratio of steps). steps: to the threshold, control/defended, > where never "
         f"crossed. judge: {', '.join(judges)}." + _flags(checks)
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from immunize.conditions.check import check
 from immunize.conditions.settings import Conditions
-from immunize.records import PRIVATE, Run, read
+from immunize.records import FIGURE, PRIVATE, Run, read
 from immunize.report.verdicts import verdicts
 from immunize.sharing.configuration import MOST_RESAMPLES, TARGET
 from immunize.sharing.inert import parse, plain
@@ -76,7 +76,7 @@ def sound_run(folder: Path) -> tuple[Run | None, list[str]]:
         return None, ["DONE: must map names to SHA-256"]
     unlisted = [name for name in RECORDS[1:] if (folder / name).exists() and name not in expected]
     unshared = [name for name in expected if name not in RECORDS]
-    problem = damage(folder, may_lack=[PRIVATE, *unshared])
+    problem = damage(folder, may_lack=[PRIVATE, FIGURE, *unshared])
     faults = ([plain(problem)] if problem else []) + record_faults(folder)
     faults += [f"DONE: has no hash of {name}" for name in unlisted]
     if manifest["status"] != "finished":

@@ -3,13 +3,9 @@
 import getpass
 import gzip
 import json
-import os
-import random
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -185,32 +181,6 @@ def test_equal_bytes_in_a_fresh_process_and_folder(finished: Run, tmp_path: Path
     assert worker.returncode == 0, errors
     assert "within_budget" in output
     assert compared(read(tmp_path / "multirun" / "default" / finished.id)) == compared(finished)
-
-
-def test_killed_anywhere_a_restart_gives_the_same_bytes(finished: Run, tmp_path: Path) -> None:
-    root = tmp_path / "multirun"
-    generator = random.Random(0)
-    for _ in range(3):
-        worker = in_a_process(root)
-        time.sleep(generator.uniform(4, 9))
-        os.kill(worker.pid, signal.SIGKILL)
-        worker.communicate()
-    assert compared(small(root)) == compared(finished)
-    assert not list(root.glob("**/.*.making"))
-
-
-def test_two_at_once_share_the_work(finished: Run, tmp_path: Path) -> None:
-    root = tmp_path / "multirun"
-    workers = [in_a_process(root, f"conditions.margin={margin}", "runtime.threads=1") for margin in (0.1, 0.2)]
-    for worker in workers:
-        _, errors = worker.communicate()
-        assert worker.returncode == 0, errors
-    made: list[str] = []
-    for folder in (root / "default").iterdir():
-        if folder.is_dir() and (folder / "DONE").exists():
-            made += [stage["id"] for stage in read(folder).manifest["stages"] if not stage["reused"]]
-    assert made
-    assert len(made) == len(set(made))
 
 
 def test_a_failing_stage_leaves_its_traceback_and_the_others_intact(root: Path) -> None:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.small import SMALL
-
 COMMAND = [sys.executable, "-c", "from immunize.cli.run import main; main()"]
 GROUPS = Path(__file__).parents[1] / "conf"
 
@@ -97,9 +95,24 @@ def test_a_sweep_builds_every_cell_before_it_runs_the_first(tmp_path: Path) -> N
     assert not list(tmp_path.glob("multirun/default*"))
 
 
+SMALLER = (
+    "budget.samples=16",
+    "budget.measurements=1",
+    "defense.repnoise.tuning.steps=3",
+    "defense.repnoise.retain_weight=0",
+    "task=none",
+    "model.max_new_tokens=4",
+    "model.base=null",
+    "split.exposures=[seen]",
+    "conditions.resamples=200",
+    "runtime.threads=1",
+    "runtime.progress=false",
+)
+
+
 def test_a_failed_cell_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
     rates = "defense.repnoise.tuning.learning_rate=1e30,1e-4"
-    done = immunize("-m", *SMALL, "tracking=none", rates, folder=tmp_path)
+    done = immunize("-m", *SMALLER, "tracking=none", rates, folder=tmp_path)
     assert done.returncode == 1
     assert "1 of 2 runs failed" in done.stderr
     assert "loss became" in done.stderr
@@ -110,7 +123,7 @@ def test_a_failed_cell_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> No
 
 def test_an_interrupt_says_that_nothing_finished_is_lost(tmp_path: Path) -> None:
     worker = subprocess.Popen(
-        [*COMMAND, "budget.samples=160000", "tracking=none"],
+        [*COMMAND, "budget.samples=16000", "tracking=none"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

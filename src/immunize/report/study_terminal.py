@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from immunize.conditions.replicates import too_few
 from immunize.report.conclusions import conclusion, speaking
 from immunize.report.numbers import interval, limit
 from immunize.report.terminal import STYLES
@@ -36,6 +37,9 @@ def print_study(study: Study, *, console: Console, found: Mapping[str, Sequence[
             console.print(_matrix(claims[start : start + AT_ONCE], checks))
     for claim in claims:
         console.print(Text.assemble((claim.name, "bold"), ": ", conclusion(checks[claim.name])))
+        few = too_few(claim.seeds)
+        if few is not None:
+            console.print(Text(few, style="dim"))
     if not claims:
         console.print("No defense: curves of the control only, and nothing to check.")
     if study.unfinished:

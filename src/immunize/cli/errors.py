@@ -17,7 +17,7 @@ from immunize.records import RunFailedError
 
 def reported(command: Callable[[], None]) -> int:
     """Run `command` and turn what it raises into one line on standard error and an exit code."""
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints several lines of its own and exits
     try:
         command()
@@ -27,10 +27,14 @@ def reported(command: Callable[[], None]) -> int:
     except Exception as error:
         if not isinstance(error, ValueError | HydraException | OmegaConfBaseException | OSError | RunFailedError):
             raise
-        if wants_traceback:
+        if before == "1":
             traceback.print_exc()
         report(error)
         return 1 if isinstance(error, RunFailedError) else 2
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
     return 0
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from immunize.data.batches import pad
-from immunize.models import adapters
+from immunize.models import adapters, predictions
 from immunize.models.chat import encode
 from immunize.models.generation import answer
 from immunize.models.loading import ChatModel, load, load_folder
+from immunize.models.predictions import predict
 from immunize.models.sources import LocalModel
 from immunize.training.measuring import reference_losses
 from immunize.training.method import Method
@@ -128,6 +129,23 @@ def test_sites_and_lens(name: str, make: Make) -> None:
     norm, unembed = final_norm_and_unembedding(network)
     torch.testing.assert_close(unembed(norm(seen["last"])), expected)
     assert all(len(sites(network, kind)) == 2 for kind in ("attention", "mlp"))
+
+
+@EACH_ARCHITECTURE
+def test_packed_predictions_are_those_of_every_position(name: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also below an adapter of the unembedding; and the hook is gone afterwards."""
+    chat = make(name)
+    unembedding = next(key for key, m in chat.network.named_modules() if m is chat.network.get_output_embeddings())
+    adapters.attach(chat, rank=2, alpha=4.0, dropout=0.0, targets=(unembedding,), seed=0)
+    batch = pad(encode(chat, [(prompt, "plums are the answer") for prompt in PROMPTS]), pad_id=chat.pad_id)
+    dense = predict(chat.network, batch.input_ids, batch.labels, hidden_states=True)
+    monkeypatch.setattr(predictions, "MOST_LOGITS", 0)
+    packed = predict(chat.network, batch.input_ids, batch.labels, hidden_states=True)
+    assert packed.packed and not dense.packed
+    torch.testing.assert_close(packed.logits, dense.logits[dense.labelled])
+    assert torch.equal(packed.targets, dense.targets[dense.labelled])
+    assert all(torch.equal(*pair) for pair in zip(packed.states, dense.states, strict=True))
+    assert logits(chat, PROMPTS).ndim == 3
 
 
 @EACH_ARCHITECTURE

@@ -13,6 +13,7 @@ from torch import Tensor
 from immunize.data.batches import Batch, pad
 from immunize.defenses.constrained_sft import FLOOR, ConstrainedSFT, keys
 from immunize.models.loading import ChatModel
+from immunize.models.predictions import predict
 from immunize.training.context import Context
 from immunize.training.losses import log_probabilities
 from immunize.training.method import Method, StepOut
@@ -74,10 +75,11 @@ def test_gradient_is_that_of_the_papers_objective(
     prepare_trainable(chat, trainable, seed=0)
     context = make_context(chat)
     batch: Any = context.streams["main"].batch(0)
-    before = log_probabilities(context.forward(batch).logits.detach(), batch.labels)[0]
+    before = log_probabilities(context.predict(batch)).detach()
     method.setup(context)
     moved(context)
-    log_p, mask = log_probabilities(context.forward(batch).logits, batch.labels)
+    found_now = context.predict(batch)
+    log_p, mask = log_probabilities(found_now), found_now.labelled
     terms: list[Tensor] = []
     for row in range(4):
         for index, column in enumerate(mask[row].nonzero().flatten().tolist()):
@@ -168,10 +170,9 @@ def test_early_tokens_move_less(make_chat: MakeChat, make_context: MakeContext, 
         tuning = Tuning(learning_rate=0.01, steps=20, batch_size=10)
         tune(chat, method, roles=roles, tuning=tuning, seed=0)
         batch: Any = make_context(chat, batch_size=10).streams["main"].batch(0)
-        (now, mask), (before, _) = (
-            log_probabilities(each.network(input_ids=batch.input_ids).logits.detach(), batch.labels)
-            for each in (chat, start)
-        )
+        predictions = [predict(each.network, batch.input_ids, batch.labels) for each in (chat, start)]
+        now, before = (log_probabilities(found).detach() for found in predictions)
+        mask = predictions[0].labelled
         first = mask & (mask.cumsum(1) == 1)
         return (now - before)[first].mean().item(), (now - before)[mask & ~first].mean().item()
 

@@ -1,24 +1,54 @@
-"""Losses, against loops over single tokens in float64."""
+"""Losses, against loops over single tokens in float64; at every position and packed alike."""
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from immunize.data.batches import IGNORED
-from immunize.training.losses import (
-    bounded_ascent,
-    cross_entropy,
-    entropy,
-    kl_divergence,
-    log_probabilities,
-    mean_loss_per_row,
-)
+from immunize.models.predictions import Predictions, at_every_position
+from immunize.training import losses
 
 ROWS, TIME, VOCABULARY = 3, 7, 11
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[..., Tensor]
+
+
+def packed(found: Predictions) -> Predictions:
+    """What `predict` makes where the vocabulary is large: only the rows with a label."""
+    return replace(found, logits=found.logits[found.labelled], targets=found.targets[found.labelled])
+
+
+def both_ways(loss: Callable[..., Tensor]) -> Loss:
+    """The loss at every position, after a look that its value and its gradient are the same when packed."""
+
+    def compared(logits: Tensor, labels: Tensor, *others: Any, **options: Any) -> Tensor:
+        dense = at_every_position(logits, labels)
+        value, other = loss(dense, *others, **options), loss(packed(dense), *others, **options)
+        torch.testing.assert_close(other, value)
+        if logits.requires_grad:
+            pair = [torch.autograd.grad(item.sum(), logits, retain_graph=True)[0] for item in (value, other)]
+            torch.testing.assert_close(*pair)
+        return value
+
+    return compared
+
+
+cross_entropy = both_ways(losses.cross_entropy)
+entropy = both_ways(losses.entropy)
+bounded_ascent = both_ways(losses.bounded_ascent)
+mean_loss_per_row = both_ways(losses.mean_loss_per_row)
+
+
+def kl_divergence(reference: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    def between(found: Predictions) -> Tensor:
+        before = at_every_position(reference, labels)
+        return losses.kl_divergence(packed(before) if found.packed else before, found)
+
+    return both_ways(between)(logits, labels)
 
 
 def divergence(logits: Tensor, labels: Tensor) -> Tensor:
@@ -67,10 +97,10 @@ def test_cross_entropy_is_the_mean_over_all_labelled_tokens(logits: Tensor, labe
 
 
 def test_weights_make_a_weighted_mean(logits: Tensor, labels: Tensor) -> None:
-    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2))
+    weights = torch.rand((ROWS, TIME - 1), generator=torch.Generator().manual_seed(2))
     tokens = predictions(logits, labels)
-    total = sum(-math.log(p[label]) * weights[row, column].item() for row, column, p, label in tokens)
-    expected = total / sum(weights[row, column].item() for row, column, _, _ in tokens)
+    total = sum(-math.log(p[label]) * weights[row, column - 1].item() for row, column, p, label in tokens)
+    expected = total / sum(weights[row, column - 1].item() for row, column, _, _ in tokens)
     assert cross_entropy(logits, labels, weights).item() == pytest.approx(expected, rel=1e-6)
     plain = cross_entropy(logits, labels)
     assert cross_entropy(logits, labels, torch.full_like(weights, 0.3)).item() == pytest.approx(plain.item(), rel=1e-6)
@@ -78,7 +108,9 @@ def test_weights_make_a_weighted_mean(logits: Tensor, labels: Tensor) -> None:
 
 
 def test_log_probabilities_and_row_means(logits: Tensor, labels: Tensor) -> None:
-    log_p, mask = log_probabilities(logits, labels)
+    found = at_every_position(logits, labels)
+    log_p, mask = losses.log_probabilities(found), found.labelled
+    assert torch.equal(losses.log_probabilities(packed(found)), log_p[mask])
     rows: dict[int, list[float]] = {0: [], 1: []}
     for row, column, p, label in predictions(logits, labels):
         assert log_p[row, column - 1].item() == pytest.approx(math.log(p[label]), rel=1e-5)

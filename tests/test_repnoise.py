@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from immunize.data.batches import IGNORED, Batch, PairedBatch, pad_pair
-from immunize.defenses.repnoise import RepNoise, masked_labels, mmd_squared
+from immunize.defenses.repnoise import RepNoise, masked, mmd_squared
 from immunize.models.loading import ChatModel
 from immunize.training.context import Context
 from immunize.training.method import Method, StepOut
@@ -194,8 +194,9 @@ def test_last_hidden_state_is_not_normed_twice(context: Context, batch: PairedBa
     with torch.no_grad():  # make the norm do something, so that twice is not once
         network.model.norm.weight.mul_(1 + gaussian(0, 32))
     output = context.forward(batch.harmful, hidden_states=True)
-    found = RepNoise(tuning=TUNING).ascent(context, output, batch.harmful, batch.differs)
-    labels = masked_labels(batch.harmful, batch.differs)
+    harmful = masked(batch.harmful, batch.differs)
+    found = RepNoise(tuning=TUNING).ascent(context, context.predict(harmful, hidden_states=True))
+    labels = harmful.labels
     targets = [(row, column, int(labels[row, column])) for row, column in (labels != IGNORED).nonzero().tolist()]
     inner = [mean_loss(network.lm_head(network.model.norm(h)), targets) for h in output.hidden_states[:-1]]
     assert found.item() == pytest.approx((2 * mean_loss(output.logits, targets) + sum(inner)).item() / 4, rel=1e-5)
@@ -209,9 +210,9 @@ def test_identical_sequences_give_nothing_at_all(count: int, context: Context, r
     assert not batch.differs.any()
     method = RepNoise(tuning=TUNING, alpha=1.0, beta=1.0)
     with context.taps("mlp") as taps:
-        output = context.forward(batch.harmful, hidden_states=True)
+        found = context.predict(masked(batch.harmful, batch.differs), hidden_states=True)
     assert method.noise(context, taps, batch.differs).item() == 0
-    assert method.ascent(context, output, batch.harmful, batch.differs).item() == 0
+    assert method.ascent(context, found).item() == 0
     loss = method.step(context, batch).loss
     assert loss.item() == 0
     assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in context.grad(loss).values())
@@ -316,7 +317,7 @@ def test_no_more_logits_are_held_than_allowed(context: Context, batch: PairedBat
     chunks = [logits for logits in decoded if logits.ndim == 2]
     assert len(whole) == 2, "the two forward passes"
     assert max(logits.numel() for logits in chunks) <= InChunks.most_logits
-    labelled = int((masked_labels(batch.harmful, batch.differs) != IGNORED).sum())
+    labelled = int((masked(batch.harmful, batch.differs).labels != IGNORED).sum())
     assert sum(len(logits) for logits in chunks) == 3 * labelled
 
 

@@ -94,7 +94,7 @@ def test_attacker_that_stands_still_gives_the_gradient_here(
 ) -> None:
     method = tar(objective=objective, inner_rates=(0.0,), inner_steps=1, every=1, resistance_weight=3.0)
     found = method.resistance(context, pair)
-    margin = method.preferred(context.reference, pair) if objective == "preference" else None
+    margin = method.preferred(context.predict_before, pair) if objective == "preference" else None
     for name, grad in context.grad(method.tampered(context, pair, margin)).items():
         torch.testing.assert_close(found[name], 3 * grad)
 
@@ -156,7 +156,7 @@ def test_entropy_counts_answer_tokens_alone(context: Context, pair: PairedBatch)
 def test_preference_by_hand(context: Context, pair: PairedBatch) -> None:
     """log 2 where nothing has moved; with a margin of 2 nats lost and beta 0.5, log(1 + e^1)."""
     method = tar(objective="preference", preference_beta=0.5)
-    margin = method.preferred(context.forward, pair).detach()
+    margin = method.preferred(context.predict, pair).detach()
     assert method.tampered(context, pair, margin).item() == pytest.approx(math.log(2), rel=1e-5)
     assert method.tampered(context, pair, margin + 2).item() == pytest.approx(math.log(1 + math.e), rel=1e-5)
     with torch.no_grad():

@@ -39,8 +39,7 @@ class AdversarialLoss(AlignmentDefense):
         if not self.weight:
             return StepOut(loss=loss)
         if self.form == "bounded":
-            logits = context.forward(batch.harmful).logits
-            return StepOut(loss=loss + self.weight * bounded_ascent(logits, batch.harmful.labels))
+            return StepOut(loss=loss + self.weight * bounded_ascent(context.predict(batch.harmful)))
         harmful = context.ce(batch.harmful)
         ascent = torch.log1p(harmful) if self.form == "log" else harmful
         return StepOut(loss=loss - self.weight * ascent)

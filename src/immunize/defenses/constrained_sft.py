@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from immunize.data.batches import IGNORED, Batch, PairedBatch, Stream
@@ -57,25 +56,27 @@ class ConstrainedSFT(FinetuningDefense):
         if not self.constrains:
             return
         context.state.before = {}
-        for found in first_epoch(context.streams["main"]):
-            batch = found.to(context.chat.device)
+        for micro_batch in first_epoch(context.streams["main"]):
+            batch = micro_batch.to(context.chat.device)
             with context.evaluating():
-                log_p, mask = log_probabilities(context.forward(batch).logits, batch.labels)
-            for key, values, labelled in zip(keys(batch), log_p, mask, strict=True):
-                context.state.before.setdefault(key, values[labelled])
+                found = context.predict(batch)
+            rows = log_probabilities(found)[found.targets != IGNORED].split(found.labelled.sum(1).tolist())
+            for key, values in zip(keys(batch), rows, strict=True):
+                context.state.before.setdefault(key, values)
 
     def step(self, context: Context, batch: Batch | PairedBatch) -> StepOut:
         assert isinstance(batch, Batch)
         if not self.constrains:
             return StepOut(loss=context.ce(batch))
-        logits = context.forward(batch).logits
-        log_p, mask = log_probabilities(logits.detach(), batch.labels)
-        before = torch.zeros_like(log_p)
-        before[mask] = torch.cat([context.state.before[key] for key in keys(batch)])
-        weights = self.token_weights(log_p - before, mask)  # (batch, time - 1)
+        found = context.predict(batch)
+        mask = found.labelled
+        gain = torch.zeros_like(mask, dtype=torch.float32)  # (batch, time - 1)
+        before = torch.cat([context.state.before[key] for key in keys(batch)])
+        with torch.no_grad():
+            gain[mask] = log_probabilities(found)[found.targets != IGNORED] - before
+        weights = self.token_weights(gain, mask)
         # A weighted mean times the mean weight: the weighted sum over the number of tokens.
-        loss = cross_entropy(logits, batch.labels, F.pad(weights, (1, 0)))
-        return StepOut(loss=loss * weights[mask].mean())
+        return StepOut(loss=cross_entropy(found, weights) * weights[mask].mean())
 
     def token_weights(self, gain: Tensor, mask: Tensor) -> Tensor:
         """w_t from the gain in log-probability; both (batch, time - 1), `mask` true on answer tokens."""

@@ -48,13 +48,12 @@ class KLAnchor(FinetuningDefense):
 
     def step(self, context: Context, batch: Batch | PairedBatch) -> StepOut:
         assert isinstance(batch, Batch)
-        logits = context.forward(batch).logits
-        loss = cross_entropy(logits, batch.labels)
+        found = context.predict(batch)
+        loss = cross_entropy(found)
         if not self.weight:
             return StepOut(loss=loss)
         held: Batch = batch
         if self.held_on == "refusals":
             held = context.draw("refusals")
-            logits = context.forward(held).logits
-        before = context.reference(held).logits
-        return StepOut(loss=loss + self.weight * kl_divergence(before, logits, held.labels))
+            found = context.predict(held)
+        return StepOut(loss=loss + self.weight * kl_divergence(context.predict_before(held), found))

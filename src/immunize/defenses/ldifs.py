@@ -53,9 +53,9 @@ class LDIFS(FinetuningDefense):
         with context.taps("mlp", reference=True) as before:
             context.reference(batch)
         with context.taps("mlp") as now:
-            logits = context.forward(batch).logits
+            found = context.predict(batch)
         drift = feature_distance(now, before, batch.attention_mask.bool())
-        return StepOut(loss=cross_entropy(logits, batch.labels) + self.weight * drift)
+        return StepOut(loss=cross_entropy(found) + self.weight * drift)
 
 
 def feature_distance(now: Mapping[str, Tensor], before: Mapping[str, Tensor], mask: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """RepNoise: push the representations of harmful answers towards noise (Rosati et al., NeurIPS 2024, Algorithm 1)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from immunize.data.batches import IGNORED, Batch, PairedBatch
+from immunize.models.predictions import MOST_LOGITS, Predictions
 from immunize.training.context import Context
 from immunize.training.defense import AlignmentDefense
 from immunize.training.losses import cross_entropy
@@ -98,7 +99,7 @@ class RepNoise(AlignmentDefense):
 
     version: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("paired",)
-    most_logits: ClassVar[int] = 2**24
+    most_logits: ClassVar[int] = MOST_LOGITS
     alpha: float = 1.0
     beta: float = 0.001
 
@@ -114,25 +115,27 @@ class RepNoise(AlignmentDefense):
         if not self.alpha and not self.beta:
             return StepOut(loss=self.with_retain(context, masked_loss(context, batch.refusal, differs)))
         with context.taps("mlp") as activations:
-            output = context.forward(batch.harmful, hidden_states=bool(self.alpha))
-        if output.logits.numel() <= self.most_logits:
+            found = context.predict(masked(batch.harmful, differs), hidden_states=bool(self.alpha))
+        if differs.numel() * found.logits.shape[-1] <= self.most_logits:
             loss = self.with_retain(context, masked_loss(context, batch.refusal, differs))
-            return StepOut(loss=loss + self.pushed(context, output, activations, batch))
+            return StepOut(loss=loss + self.pushed(context, found, activations, batch))
         # One graph after the other: both at once would hold the activations of two passes.
-        pushed = self.pushed(context, output, activations, batch)
+        pushed = self.pushed(context, found, activations, batch)
         grads = context.grad(pushed)
-        del output, activations
+        del found, activations
         loss = self.with_retain(context, masked_loss(context, batch.refusal, differs))
         return StepOut(loss=loss + pushed.detach(), grads=grads)
 
-    def pushed(self, context: Context, output: Any, activations: dict[str, Tensor], batch: PairedBatch) -> Tensor:
+    def pushed(
+        self, context: Context, found: Predictions, activations: dict[str, Tensor], batch: PairedBatch
+    ) -> Tensor:
         """The terms of the harmful answers: beta * noise - alpha * log(1 + ascent)."""
         total = torch.zeros((), device=batch.differs.device)
         if self.beta:
             mask = batch.differs & batch.harmful.attention_mask.bool()
             total = total + self.beta * self.noise(context, activations, mask)
         if self.alpha:
-            total = total - self.alpha * torch.log1p(self.ascent(context, output, batch.harmful, batch.differs))
+            total = total - self.alpha * torch.log1p(self.ascent(context, found))
         return total
 
     def noise(self, context: Context, activations: dict[str, Tensor], mask: Tensor) -> Tensor:
@@ -144,36 +147,32 @@ class RepNoise(AlignmentDefense):
             total = total + mmd_squared((hidden * kept).flatten(1), (noise * kept).flatten(1))
         return total / len(activations)
 
-    def ascent(self, context: Context, output: Any, batch: Batch, differs: Tensor) -> Tensor:
+    def ascent(self, context: Context, found: Predictions) -> Tensor:
         """Mean loss of the harmful answer over the output and every depth (nats)."""
         norm, unembed = final_norm_and_unembedding(context.network)
-        labels = masked_labels(batch, differs)
-        targets = labels[:, 1:]
-        chosen = targets != IGNORED
-        logits, states = output.logits, output.hidden_states
-        final = cross_entropy(logits, labels)
+        states, chosen = found.states, found.labelled
+        final = cross_entropy(found)
+        width = found.logits.shape[-1]
 
         def decoded(rows: Tensor, targets: Tensor) -> Tensor:
             return F.cross_entropy(unembed(norm(rows)).float(), targets, reduction="sum")
 
         # Only positions with a label: (depth x labelled tokens, hidden).
         rows = torch.cat([state[:, :-1][chosen] for state in states[:-1]])
-        repeated = targets[chosen].repeat(len(states) - 1)
-        if len(rows) * logits.shape[-1] <= self.most_logits:
+        repeated = found.targets[found.targets != IGNORED].repeat(len(states) - 1)
+        if len(rows) * width <= self.most_logits:
             total = decoded(rows, repeated)
         else:
-            total = in_chunks(
-                decoded, rows, repeated, modules=(norm, unembed), size=self.most_logits // logits.shape[-1]
-            )
+            total = in_chunks(decoded, rows, repeated, modules=(norm, unembed), size=self.most_logits // width)
         total = total / chosen.sum().clamp(min=1)
         return (2 * final + total) / len(states)  # the last hidden state is the output's own
 
 
-def masked_labels(batch: Batch, differs: Tensor) -> Tensor:
-    """The labels where the pair differs, integers throughout."""
-    return batch.labels.masked_fill(~differs, IGNORED)
+def masked(batch: Batch, differs: Tensor) -> Batch:
+    """The batch with labels only where the pair differs, integers throughout."""
+    return replace(batch, labels=batch.labels.masked_fill(~differs, IGNORED))
 
 
 def masked_loss(context: Context, batch: Batch, differs: Tensor) -> Tensor:
     """Token-mean loss of the answer where the pair differs (nats)."""
-    return cross_entropy(context.forward(batch).logits, masked_labels(batch, differs))
+    return context.ce(masked(batch, differs))

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from immunize.data.batches import Batch, PairedBatch
+from immunize.models.predictions import Predictions
 from immunize.seeding import derive
 from immunize.training.context import Context
 from immunize.training.defense import AlignmentDefense
@@ -82,18 +83,18 @@ class TAR(AlignmentDefense):
     def retained(self, context: Context) -> Tensor:
         """r + representation_weight d, on a batch of benign conversations."""
         batch, near = context.draw("retain"), bool(self.representation_weight)
-        output = context.forward(batch, hidden_states=near)
-        loss = cross_entropy(output.logits, batch.labels)
+        found = context.predict(batch, hidden_states=near)
+        loss = cross_entropy(found)
         if not near:
             return loss
         before = context.reference(batch, hidden_states=True).hidden_states
-        distance = hidden_distance(output.hidden_states[1:], before[1:], batch.attention_mask.bool())
+        distance = hidden_distance(found.states[1:], before[1:], batch.attention_mask.bool())
         return loss + self.representation_weight * distance
 
     def resistance(self, context: Context, held_out: PairedBatch) -> dict[str, Tensor]:
         """The gradient of the last term of the objective, by one attacker."""
         rate = self.inner_rates[derive(context.seed, "attacker", context.step) % len(self.inner_rates)]
-        margin = self.preferred(context.reference, held_out) if self.objective == "preference" else None
+        margin = self.preferred(context.predict_before, held_out) if self.objective == "preference" else None
         found: dict[str, Tensor] = {}
         with context.same_rng(), context.at({}):
             attacker = torch.optim.AdamW(list(context.params().values()), lr=rate, weight_decay=0.0)
@@ -109,13 +110,12 @@ class TAR(AlignmentDefense):
     def tampered(self, context: Context, batch: PairedBatch, margin: Tensor | None) -> Tensor:
         """t, at the weights as they are."""
         if margin is None:
-            return -entropy(context.forward(batch.harmful).logits, batch.harmful.labels)
-        return -F.logsigmoid(self.preference_beta * (self.preferred(context.forward, batch) - margin)).mean()
+            return -entropy(context.predict(batch.harmful))
+        return -F.logsigmoid(self.preference_beta * (self.preferred(context.predict, batch) - margin)).mean()
 
     @staticmethod
-    def preferred(forward: Callable[..., Any], batch: PairedBatch) -> Tensor:
+    def preferred(predict: Callable[[Batch], Predictions], batch: PairedBatch) -> Tensor:
         """How much likelier the refusal is than the harmful answer, for each pair (nats): (batch,)."""
-        likelihoods = [
-            log_probabilities(forward(side).logits, side.labels)[0].sum(1) for side in (batch.refusal, batch.harmful)
-        ]
-        return likelihoods[0] - likelihoods[1]
+        predictions = [predict(side) for side in (batch.refusal, batch.harmful)]
+        refusal, harmful = (found.sum_per_row(log_probabilities(found)) for found in predictions)
+        return refusal - harmful

@@ -17,6 +17,7 @@ import torch
 from immunize.data.batches import Encoded, pad
 from immunize.models.chat import encode_texts
 from immunize.models.loading import ChatModel
+from immunize.models.predictions import predict
 from immunize.training.losses import mean_loss_per_row
 
 VERSION = 1
@@ -89,7 +90,7 @@ def text_losses(base: ChatModel, texts: Sequence[str]) -> list[float]:
         if not rows:
             continue
         batch = pad([encoded[row] for row in rows], pad_id=base.pad_id).to(base.device)
-        logits = base.network(input_ids=batch.input_ids, use_cache=False).logits
-        for row, loss in zip(rows, mean_loss_per_row(logits, batch.labels).tolist(), strict=True):
+        found = predict(base.network, batch.input_ids, batch.labels)
+        for row, loss in zip(rows, mean_loss_per_row(found).tolist(), strict=True):
             losses[row] = loss
     return losses

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from immunize.data.batches import Batch, Stream
 from immunize.models.loading import ChatModel, load_folder
+from immunize.models.predictions import Predictions, predict
 from immunize.seeding import derive
 from immunize.training import losses
 from immunize.training.sites import SiteKind, primary, replace_primary, sites
@@ -115,9 +116,16 @@ class Context(Weights):
         """Run the network. With padding on the right, causal attention needs no mask: no label looks at padding."""
         return self.network(input_ids=batch.input_ids, output_hidden_states=hidden_states, use_cache=False)
 
+    def predict(self, batch: Batch, *, hidden_states: bool = False) -> Predictions:
+        """The predictions of the labelled tokens, for the losses of `immunize.training.losses`."""
+        return predict(self.network, batch.input_ids, batch.labels, hidden_states=hidden_states)
+
     def ce(self, batch: Any, *, weights: Tensor | None = None) -> Tensor:
-        """Token-mean cross-entropy of the answers (nats), over the whole batch."""
-        return losses.cross_entropy(self.forward(batch).logits, batch.labels, weights)
+        """Token-mean cross-entropy of the answers (nats), over the whole batch.
+
+        `weights` (batch, time), aligned with the labels, makes it a weighted mean.
+        """
+        return losses.cross_entropy(self.predict(batch), None if weights is None else weights[:, 1:])
 
     # Activations
 
@@ -201,14 +209,24 @@ class Context(Weights):
 
         A fresh adapter is switched off; otherwise a copy is kept, which must first be asked for in `setup`.
         """
+        with self._before() as network:
+            return network(input_ids=batch.input_ids, output_hidden_states=hidden_states, use_cache=False)
+
+    def predict_before(self, batch: Batch) -> Predictions:
+        """What `reference` predicts for the labelled tokens."""
+        with self._before() as network:
+            return predict(network, batch.input_ids, batch.labels)
+
+    @contextmanager
+    def _before(self) -> Iterator[Any]:
         if self._can_switch_off:
             with self.evaluating(), self.network.disable_adapter():
-                return self.forward(batch, hidden_states=hidden_states)
+                yield self.network
+            return
         if self._reference is None:
             self.keep_reference()
-        assert self._reference is not None
         with torch.no_grad():
-            return self._reference(input_ids=batch.input_ids, output_hidden_states=hidden_states, use_cache=False)
+            yield self._reference
 
     @property
     def _can_switch_off(self) -> bool:

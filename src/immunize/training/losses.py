@@ -1,4 +1,4 @@
-"""Losses over the tokens that carry a label. Logits are read in float32, whatever the model's dtype."""
+"""Losses over the tokens that carry a label."""
 
 from collections.abc import Sequence
 
@@ -7,71 +7,62 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from immunize.data.batches import IGNORED
+from immunize.models.predictions import Predictions
 
 
-def _next_token(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Position t predicts token t + 1: (batch, time - 1, vocabulary) and (batch, time - 1)."""
-    return logits[:, :-1].float(), labels[:, 1:]
-
-
-def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+def cross_entropy(found: Predictions, weights: Tensor | None = None) -> Tensor:
     """Mean negative log-likelihood of the labelled tokens of the whole batch (nats); zero where there are none.
 
-    `weights` (batch, time), aligned with `labels`, makes it a weighted mean.
+    `weights` (batch, time - 1), aligned with the tokens that are predicted, makes it a weighted mean.
     """
-    predicted, targets = _next_token(logits, labels)
+    logits, targets = found.logits.flatten(0, -2), found.targets.flatten()
     if weights is None:
-        total = F.cross_entropy(predicted.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        total = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
         return total / (targets != IGNORED).sum().clamp(min=1)
-    losses = F.cross_entropy(predicted.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    kept = weights[:, 1:].flatten() * (targets.flatten() != IGNORED)
+    losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+    kept = found.like_targets(weights).flatten() * (targets != IGNORED)
     return (losses * kept).sum() / kept.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def log_probabilities(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each label and whether there is one: both (batch, time - 1); zero where there is none."""
-    predicted, targets = _next_token(logits, labels)
-    mask = targets != IGNORED
-    chosen = predicted.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-    return (chosen - predicted.logsumexp(-1)) * mask, mask
+def log_probabilities(found: Predictions) -> Tensor:
+    """Log-probability of each label, in the shape of `found.targets`; zero where there is none."""
+    chosen = found.logits.gather(-1, found.targets.clamp(min=0)[..., None])[..., 0]
+    return (chosen - found.logits.logsumexp(-1)) * (found.targets != IGNORED)
 
 
-def mean_loss_per_row(logits: Tensor, labels: Tensor) -> Tensor:
+def mean_loss_per_row(found: Predictions) -> Tensor:
     """Token-mean loss of each row (nats): (batch,)."""
-    log_p, mask = log_probabilities(logits, labels)
-    return -log_p.sum(1) / mask.sum(1).clamp(min=1)
+    return -found.sum_per_row(log_probabilities(found)) / found.labelled.sum(1).clamp(min=1)
 
 
-def kl_divergence(reference_logits: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+def kl_divergence(reference: Predictions, found: Predictions) -> Tensor:
     """Mean KL(reference || model) over the vocabulary at the positions that predict labelled tokens (nats)."""
-    reference, targets = _next_token(reference_logits, labels)
-    predicted, _ = _next_token(logits, labels)
-    reference_log = reference.log_softmax(-1)
-    divergence = (reference_log.exp() * (reference_log - predicted.log_softmax(-1))).sum(-1)
-    mask = targets != IGNORED
-    return (divergence * mask).sum() / mask.sum().clamp(min=1)
+    reference_log = reference.logits.log_softmax(-1)
+    divergence = (reference_log.exp() * (reference_log - found.logits.log_softmax(-1))).sum(-1)
+    return _mean(divergence, found)
 
 
-def entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def entropy(found: Predictions) -> Tensor:
     """Mean entropy of the prediction at the positions that predict labelled tokens (nats)."""
-    predicted, targets = _next_token(logits, labels)
-    log_p = predicted.log_softmax(-1)
-    mask = targets != IGNORED
-    return (-(log_p.exp() * log_p).sum(-1) * mask).sum() / mask.sum().clamp(min=1)
+    log_p = found.logits.log_softmax(-1)
+    return _mean(-(log_p.exp() * log_p).sum(-1), found)
 
 
-def bounded_ascent(logits: Tensor, labels: Tensor, *, floor: float = -15.0) -> Tensor:
+def bounded_ascent(found: Predictions, *, floor: float = -15.0) -> Tensor:
     """Mean of -log(1 - p) over labelled tokens with log p above `floor`: at least 0, reached as p goes to 0.
 
     log(1 - p) is the log-sum-exp over the vocabulary without the label, less that over all of it: log1p(-softmax)
     loses its digits where p is near 1.
     """
-    predicted, targets = _next_token(logits, labels)
-    log_p, mask = log_probabilities(logits, labels)
-    label = F.one_hot(targets.clamp(min=0), predicted.shape[-1]).bool()
-    log_rest = predicted.masked_fill(label, -torch.inf).logsumexp(-1) - predicted.logsumexp(-1)
-    kept = mask & (log_p > floor)
+    label = F.one_hot(found.targets.clamp(min=0), found.logits.shape[-1]).bool()
+    log_rest = found.logits.masked_fill(label, -torch.inf).logsumexp(-1) - found.logits.logsumexp(-1)
+    kept = (found.targets != IGNORED) & (log_probabilities(found) > floor)
     return -(log_rest * kept).sum() / kept.sum().clamp(min=1)
+
+
+def _mean(values: Tensor, found: Predictions) -> Tensor:
+    mask = found.targets != IGNORED
+    return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def hidden_distance(states: Sequence[Tensor], reference: Sequence[Tensor], mask: Tensor) -> Tensor:

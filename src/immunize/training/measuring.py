@@ -11,6 +11,7 @@ from immunize.data.batches import pad
 from immunize.models.chat import encode
 from immunize.models.generation import answer
 from immunize.models.loading import ChatModel
+from immunize.models.predictions import predict
 from immunize.models.sources import ModelSource
 from immunize.training.budget import Spent
 from immunize.training.losses import mean_loss_per_row
@@ -68,6 +69,5 @@ def reference_losses(chat: ChatModel, examples: Sequence[Example], *, batch_size
     losses = []
     for start in range(0, len(encoded), batch_size):
         batch = pad(encoded[start : start + batch_size], pad_id=chat.pad_id).to(chat.device)
-        logits = chat.network(input_ids=batch.input_ids, use_cache=False).logits
-        losses += mean_loss_per_row(logits, batch.labels).tolist()
+        losses += mean_loss_per_row(predict(chat.network, batch.input_ids, batch.labels)).tolist()
     return losses

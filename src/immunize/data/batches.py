@@ -143,9 +143,16 @@ class Stream:
     world_size: int = 1
 
     def indices(self, number: int) -> list[int]:
-        """Which examples micro-batch `number` of this process holds; a pure function of (seed, name, number)."""
+        """Which examples micro-batch `number` of this process holds; a pure function of (seed, name, number).
+
+        A batch is dealt out by length: a micro-batch holds little padding, and processes are done at the same time.
+        """
         rows = self.batch_size // self.micro_batches
-        return self._at((number * self.world_size + self.rank) * rows, rows)
+        batch, part = divmod(number * self.world_size + self.rank, self.micro_batches)
+        chosen = self._at(batch * self.batch_size, self.batch_size)
+        if self.micro_batches > 1:
+            chosen.sort(key=self._length)
+        return chosen[part * rows : (part + 1) * rows]
 
     def batch(self, number: int) -> Batch | PairedBatch:
         chosen = self.indices(number)
@@ -166,6 +173,10 @@ class Stream:
             for epoch in {position // count for position in positions}
         }
         return [int(orders[position // count][position % count]) for position in positions]
+
+    def _length(self, index: int) -> int:
+        sides = (self.examples,) if self.pairs is None else (self.examples, self.pairs)
+        return max(len(side[index].ids) for side in sides)
 
     def _padded(self, chosen: Sequence[int]) -> Batch | PairedBatch:
         examples = [self.examples[index] for index in chosen]

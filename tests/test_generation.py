@@ -101,3 +101,21 @@ def test_answers_are_text_without_special_tokens_and_outer_blanks(make_chat: Cal
 
 def test_no_prompts_have_no_answers(chat: ChatModel) -> None:
     assert answer(chat, [], max_new_tokens=LENGTH, batch_size=4) == []
+
+
+def test_rows_that_have_ended_leave_the_batch(chat: ChatModel) -> None:
+    """Whenever they are half of it; the others go on as they would alone."""
+    ids = prompt_ids(chat)
+    whole = greedy(chat, ids, max_new_tokens=LENGTH)
+    end_with(chat, max(set(whole[0] + whole[1]), key=lambda token: sum(token in row[:4] for row in whole)))
+    expected = [by_transformers(chat, row) for row in ids]
+    sizes: list[int] = []
+    hook = chat.network.register_forward_pre_hook(
+        lambda module, args, options: sizes.append(len(options["input_ids"])), with_kwargs=True
+    )
+    assert greedy(chat, ids, max_new_tokens=LENGTH) == expected
+    hook.remove()
+    for step, size in enumerate(sizes):
+        going = sum(len(row) >= step for row in expected)
+        assert going <= size < 2 * max(1, going) or size == len(ids)
+    assert 0 < sizes[-1] < len(ids)

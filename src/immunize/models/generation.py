@@ -8,28 +8,32 @@ from immunize.models.chat import encode_texts, render_prompt
 from immunize.models.loading import ChatModel
 
 
-@torch.no_grad()
 def answer(chat: ChatModel, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int) -> list[str]:
-    """Answer each prompt greedily; answers come in the order of the prompts.
-
-    Prompts are sorted by length, so that a batch holds little padding; a batch is over when all its rows have ended.
-    The caller sees to eval mode.
-    """
+    """Answer each prompt greedily; answers come in the order of the prompts. The caller sees to eval mode."""
     encoded = encode_texts(chat, [render_prompt(chat, prompt) for prompt in prompts])
-    order = sorted(range(len(encoded)), key=lambda index: (len(encoded[index]), index))
-    answers = [""] * len(encoded)
+    generated = continuations(chat, encoded, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return [text.strip() for text in chat.tokenizer.batch_decode(generated, skip_special_tokens=True)]
+
+
+def continuations(
+    chat: ChatModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int
+) -> list[list[int]]:
+    """`greedy` in batches, sorted by length, so that a batch holds little padding."""
+    order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
+    found: dict[int, list[int]] = {}
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        generated = greedy(chat, [encoded[row] for row in rows], max_new_tokens=max_new_tokens)
-        texts = chat.tokenizer.batch_decode(generated, skip_special_tokens=True)
-        for row, text in zip(rows, texts, strict=True):
-            answers[row] = text.strip()
-    return answers
+        answers = greedy(chat, [prompts[row] for row in rows], max_new_tokens=max_new_tokens)
+        found.update(zip(rows, answers, strict=True))
+    return [found[row] for row in range(len(prompts))]
 
 
 @torch.no_grad()
 def greedy(chat: ChatModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[int]]:
-    """The most likely continuation of each row of token ids, up to and without its end token."""
+    """The most likely continuation of each row of token ids, up to and without its end token.
+
+    Rows that have ended leave the batch whenever they are half of it, so that a long answer does not keep them all.
+    """
     device = chat.device
     width = max(len(ids) for ids in prompts)
     input_ids = torch.full((len(prompts), width), chat.pad_id)
@@ -39,9 +43,9 @@ def greedy(chat: ChatModel, prompts: Sequence[Sequence[int]], *, max_new_tokens:
         mask[row, width - len(ids) :] = 1
     input_ids, mask = input_ids.to(device), mask.to(device)
     position = (mask.cumsum(1) - 1).clamp(min=0)
-    ends = torch.tensor(sorted(chat.end_ids), device=device)
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    columns: list[torch.Tensor] = []
+    ends = chat.end_ids
+    answers: list[list[int]] = [[] for _ in prompts]
+    rows, open_rows = list(range(len(prompts))), set(range(len(prompts)))  # those of the batch; those without an end
     cache = None
     for _ in range(max_new_tokens):
         output = chat.network(
@@ -53,13 +57,20 @@ def greedy(chat: ChatModel, prompts: Sequence[Sequence[int]], *, max_new_tokens:
             logits_to_keep=1,
         )
         cache = output.past_key_values
-        token = output.logits[:, -1].argmax(-1)  # (batch,)
-        ended |= torch.isin(token, ends)
-        columns.append(token.masked_fill(ended, -1))
-        if ended.all():
+        tokens = output.logits[:, -1].argmax(-1)  # (rows,)
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            if row in open_rows and token not in ends:
+                answers[row].append(token)
+            else:
+                open_rows.discard(row)
+        if not open_rows:
             break
-        input_ids = token[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
         position = position[:, -1:] + 1
-    continuations = torch.stack(columns, dim=1).tolist()
-    return [[token for token in row if token >= 0] for row in continuations]
+        if 2 * len(open_rows) <= len(rows):
+            kept = torch.tensor([place for place, row in enumerate(rows) if row in open_rows], device=device)
+            rows = [row for row in rows if row in open_rows]
+            tokens, mask, position = tokens[kept], mask[kept], position[kept]
+            cache.batch_select_indices(kept)
+        input_ids = tokens[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+    return answers

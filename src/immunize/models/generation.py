@@ -12,7 +12,7 @@ def answer(chat: ChatModel, prompts: Sequence[str], *, max_new_tokens: int, batc
     """Answer each prompt greedily; answers come in the order of the prompts. The caller sees to eval mode."""
     encoded = encode_texts(chat, [render_prompt(chat, prompt) for prompt in prompts])
     generated = continuations(chat, encoded, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    return [text.strip() for text in chat.tokenizer.batch_decode(generated, skip_special_tokens=True)]
+    return [chat.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in generated]
 
 
 def continuations(

@@ -31,6 +31,7 @@ LAYERS = {
     "report": 2,
     "stages": 1,
     "records": 1,
+    "judgement": 1,
     "manifest": 1,
     "prune": 1,
     "selection": 1,

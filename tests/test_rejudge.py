@@ -4,8 +4,10 @@ import gzip
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Sequence
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,14 @@ from rich.console import Console
 
 import immunize
 from immunize.records import PRIVATE, Run
+from immunize.report.page import page
+from immunize.report.study import assemble
+from immunize.report.tables import table_md
 from immunize.report.terminal import print_run
+from immunize.report.verdicts import verdicts
 from immunize.stages import hash_folder
 from immunize.stats import cohen_kappa, spearman
+from immunize.study import read_study
 from tests.small import overrides
 from tests.tiny import tiny
 
@@ -125,6 +132,26 @@ def test_a_judge_that_comes_later_says_what_it_would_have_said(
     first, second = (ranks([pair[side] for pair in pairs]) for side in (0, 1))
     assert agreement["spearman"] == pytest.approx(numpy.corrcoef(first, second)[0, 1])
     assert 0 < agreement["kappa"] < 1, "two judges that always or never agreed would show little"
+
+
+def test_report_shows_the_later_judge_beside_the_earlier(run: Run, root: Path, tmp_path: Path) -> None:
+    """With the verdicts of a study that both had judged from its start."""
+    assert command("study=first", f"runtime.root={root}", "runtime.threads=1", "judge=keyword") == 0
+    both = immunize.run(judged(root, "both", "exact,keyword"))
+    (claim,) = read_study(both.path.parent).claims
+    wanted = {item.check.name: item for item in verdicts(claim) if item.check.judge == "keyword"}
+    view = assemble(read_study(run.path.parent))
+    (judge,) = view.later_judges
+    assert {item.later.check.name: item.later for item in judge.opinions} == wanted
+    assert {item.earlier.check.judge for item in judge.opinions} == {"exact"}
+    shown = page(view)
+    assert "As keyword judges" in shown and judge.agreements[0] in unescape(shown)
+    assert "As keyword judges" in table_md(view)
+    shutil.copytree(run.path.parent, tmp_path / "first")
+    (path,) = (tmp_path / "first" / "judgements").iterdir()
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match=rf"{path.name}: no judgement of immunize-judge"):
+        assemble(read_study(tmp_path / "first"))
 
 
 def _place(entry: dict[str, Any]) -> tuple[Any, ...]:

@@ -114,7 +114,7 @@ def read(folder: Path, *, checked: bool = False) -> Run:
         manifest=json.loads((folder / "manifest.json").read_text()),
         sets=[_set(line) for line in _lines(folder / "items.jsonl")],
         rows=[_row(line) for line in _lines(folder / "curve.jsonl")],
-        scores=[_score(line) for line in _lines(folder / "scores.jsonl")],
+        scores=[score_of(line) for line in _lines(folder / "scores.jsonl")],
         checks=[_check(entry) for entry in json.loads((folder / "checks.json").read_text())],
     )
 
@@ -135,7 +135,8 @@ def _row(line: dict[str, Any]) -> Row:
     return Row(**{**line, "arm": Arm(line["arm"]), "value": _number(line["value"])})
 
 
-def _score(line: dict[str, Any]) -> Score:
+def score_of(line: Mapping[str, Any]) -> Score:
+    """One line of scores.jsonl."""
     changed = {
         "arm": Arm(line["arm"]),
         "scores": tuple(map(_number, line["scores"]) if None in line["scores"] else line["scores"]),
@@ -184,9 +185,13 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    write_durably(path, text.encode())
+def to_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """JSON lines, in which null stands for what is missing."""
+    return "".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_durably(path, to_lines(rows).encode())
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,32 +18,17 @@ from immunize.conditions.check import check
 from immunize.conditions.settings import Conditions
 from immunize.data.splits import exposures
 from immunize.instantiate import instantiate
+from immunize.judgement import Agreement, write
 from immunize.judges.kept import KeptJudge, kept
 from immunize.prune import STAGES
 from immunize.records import PRIVATE, Run
 from immunize.scoring import outcome_of
-from immunize.stages import address, canonical_json, identity, write_durably
+from immunize.stages import canonical_json, identity
 from immunize.stats import cohen_kappa, spearman
 from immunize.study import Study
 from immunize.types import Check, Example, Outcome, Score
 
-FOLDER = "judgements"
 HARMFULNESS = "harmfulness"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """How far two judges agree on the answers that both could judge and that are language (`n` of them).
-
-    spearman is over the scores, kappa over harmful (at least 0.5) or not; NaN where a judge gave one value only.
-    `missing` are the answers that the new judge failed on.
-    """
-
-    judge: str
-    n: int
-    missing: int
-    spearman: float
-    kappa: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,22 +105,15 @@ def rejudge(study: Study, judge: Any, *, sources: Sources, device: str, say: Cal
 
 
 def save(judgement: Judgement, study: Study) -> Path:
-    """Write judgements/NAME-ID.jsonl beside the runs: what judged and how it agrees, then checks and scores by run."""
-    head = {
-        "judge": judgement.judge,
-        "identity": judgement.identity,
-        "judged_by": judgement.models,
-        "agreement": [asdict(item) for item in judgement.agreements],
-    }
-    lines: list[dict[str, Any]] = [head]
-    for item in judgement.runs:
-        lines += [{"run": item.run.id, "check": asdict(found)} for found in item.checks]
-        lines += [{"run": item.run.id, "score": asdict(found)} for found in item.scores]
-    path = study.path / FOLDER / f"{judgement.judge}-{address(judgement.identity, digits=10)}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    text = "".join(json.dumps(_plain(line), ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-    write_durably(path, text.encode())
-    return path
+    """Write judgements/JUDGE-ID.jsonl beside the runs."""
+    return write(
+        study.path,
+        judge=judgement.judge,
+        identity=judgement.identity,
+        models=judgement.models,
+        agreements=judgement.agreements,
+        runs=[(item.run.id, item.checks, item.scores) for item in judgement.runs],
+    )
 
 
 def _examples(chosen: dict[str, Any], *, sources: Sources) -> dict[str, dict[str, Example]]:
@@ -213,12 +191,3 @@ def verdicts(judgement: Judgement) -> Counter[tuple[str, str, str, str]]:
             if old.name in new and "+" not in old.judge:
                 found[old.name, old.judge, old.verdict, new[old.name]] += 1
     return found
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: what is missing is null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

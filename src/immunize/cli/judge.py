@@ -102,11 +102,7 @@ def print_judgement(judgement: "Judgement", *, console: Console) -> None:
     from immunize.report.numbers import WEAK
 
     for item in judgement.agreements:
-        missing = f", {item.missing} missing" if item.missing else ""
-        console.print(
-            f"{judgement.judge} and {item.judge} on {item.n} answers{missing}: Spearman {_number(item.spearman)}, "
-            f"Cohen's kappa {_number(item.kappa)} (harmful or not)"
-        )
+        console.print(item.in_words(judgement.judge))
     if judgement.models:
         console.print(f"answered by {', '.join(judgement.models)}")
     counted = verdicts(judgement)
@@ -121,7 +117,3 @@ def print_judgement(judgement: "Judgement", *, console: Console) -> None:
     console.print(table if counted else "No defense: scores only, and nothing to check.")
     for name in {judgement.judge, *(item.judge for item in judgement.agreements)} & WEAK.keys():
         console.print(f"{name}: {WEAK[name]}")
-
-
-def _number(value: float) -> str:
-    return "undefined" if value != value else f"{value:.2f}"

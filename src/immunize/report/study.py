@@ -13,6 +13,7 @@ from immunize.report.drawing import Panel
 from immunize.report.gaps import Gap, gaps
 from immunize.report.grid import Fact, facts
 from immunize.report.harm_panels import HarmRow, harm_rows
+from immunize.report.later_judges import LaterJudge, later_judges
 from immunize.report.map_panels import check_names
 from immunize.report.matrix import Matrix, matrix
 from immunize.report.paper_tables import PaperTable
@@ -88,6 +89,7 @@ class StudyView:
     gaps: Sequence[Gap]
     comparisons: Sequence[Comparison]
     costs: Sequence[CostComparison]
+    later_judges: Sequence[LaterJudge]
 
     @property
     def verdicts(self) -> dict[str, list[StudyCheck]]:
@@ -128,6 +130,7 @@ def assemble(study: Study, *, papers: Sequence[PaperTable] = ()) -> StudyView:
         gaps=gaps(study),
         comparisons=[item for table in papers if table.measure != "cost" for item in compare(study, table)],
         costs=[costs(study, table) for table in papers if table.measure == "cost"],
+        later_judges=later_judges(study, found),
     )
 
 

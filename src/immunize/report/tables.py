@@ -56,6 +56,16 @@ def table_md(view: StudyView) -> str:
         [[claim.name, *(_verdict(claim, name) for name in view.check_names)] for claim in defended],
     )
     lines += _beside(view)
+    for judge in view.later_judges:
+        lines += ["", f"## As {_cell(judge.name)} judges", "", *(f"- {_cell(line)}" for line in judge.agreements), ""]
+        pairs = [(item.defense, item.earlier.check, item.later.check) for item in judge.opinions]
+        lines += _table(
+            ["defense", "check", "verdict", "estimate [interval]", f"under {judge.name}", "estimate [interval]"],
+            [
+                [defense, one.name, one.verdict, interval(one), other.verdict, interval(other)]
+                for defense, one, other in pairs
+            ],
+        )
     for claim in defended:
         lines += ["", f"## {_cell(claim.name)}", "", _cell(claim.conclusion), ""]
         lines += [f"- {_cell(fact.term)}: {'; '.join(map(_cell, fact.values))}" for fact in claim.facts]

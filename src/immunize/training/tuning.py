@@ -86,7 +86,8 @@ class Optimizer:
 class Tuning:
     """One tuning: `steps` optimizer steps over batches of `batch_size` examples.
 
-    micro_batch: rows of one forward pass, whose gradients are accumulated; None is the whole batch. It saves memory.
+    micro_batch: rows of one forward pass, whose gradients are accumulated; None is the whole batch. It saves memory,
+    and time where lengths are mixed: a batch's rows are dealt out by length, and so are padded less.
     Plain supervised fine-tuning stays what it is but for rounding: every token counts alike in the whole batch. Every
     other method is applied to each micro-batch, as if it were the batch, and the gradients are averaged, which is
     another objective where it is not linear in the examples (a norm, a logarithm, a mean over tokens). Micro-batches

@@ -49,7 +49,30 @@ def test_the_default_run_needs_neither(monkeypatch: pytest.MonkeyPatch) -> None:
             "defense.antidote: cannot edit weights of 4 bits",
         ),
         (["runtime.strategy=fsdp"], "strategy=fsdp: is not supported yet"),
-        (["runtime.strategy=ddp"], "strategy=ddp: is not supported yet"),
+        (["runtime=ddp"], "runtime.devices=1: strategy=ddp shares a tuning among several; give"),
+        (["runtime.devices=2"], "devices=2: strategy=single has one; choose runtime=ddp"),
+        (
+            ["runtime=ddp", "runtime.devices=3"],
+            "runtime.devices=3: attack: batch_size=16, micro_batch=None: 3 processes",
+        ),
+        (
+            ["runtime=ddp", "runtime.devices=2", "+defense.repnoise.tuning.micro_batch=16"],
+            "runtime.devices=2: defense.repnoise.tuning: batch_size=16, micro_batch=16: 2 processes must have equally",
+        ),
+        (
+            ["runtime=ddp", "runtime.devices=2", "task=data_to_text", "task.trainability.data_to_text.batch_size=5"],
+            "runtime.devices=2: task.trainability.data_to_text: batch_size=5, micro_batch=None: 2 processes must",
+        ),
+        (
+            [
+                "runtime=ddp",
+                "runtime.devices=2",
+                "threat=finetuning_service",
+                "defense=resta",
+                "defense.resta.unsafe_tuning.batch_size=5",
+            ],
+            "runtime.devices=2: defense.resta.unsafe_tuning: batch_size=5, micro_batch=None: 2 processes must",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_when_it_is_built(overrides: list[str], part: str) -> None:

@@ -118,3 +118,16 @@ class Tuning:
     def micro_batches(self) -> int:
         """How many of them make a batch."""
         return self.batch_size // (self.micro_batch or self.batch_size)
+
+    def shared_micro_batches(self, processes: int) -> int:
+        """How many micro-batches make a batch that `processes` share; without `micro_batch`, one for each.
+
+        Raises ValueError where they cannot have equally many.
+        """
+        count = self.micro_batches if self.micro_batch else processes
+        if count % processes or self.batch_size % count:
+            raise ValueError(
+                f"batch_size={self.batch_size}, micro_batch={self.micro_batch}: {processes} processes must have "
+                "equally many micro-batches of each batch, all of one size"
+            )
+        return count

@@ -4,6 +4,7 @@ import importlib.machinery
 from typing import Any
 
 import pytest
+import torch
 
 from immunize import validation
 from immunize.config import Cell, build, load
@@ -36,6 +37,17 @@ def test_a_missing_library_and_a_missing_gpu_are_named(override: str, monkeypatc
 def test_the_default_run_needs_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "find_spec", lambda name: None)
     check_hardware(cell(), "cpu")
+
+
+def test_more_devices_than_there_are_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = cell("runtime=ddp", "runtime.devices=2")
+    for there, message in ((0, "sees 0 GPUs here"), (1, "sees 1 GPU here")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
+        with pytest.raises(ValueError, match=f"^runtime.devices=2: torch {message}$"):
+            check_hardware(asked, "cuda")
+        check_hardware(asked, "cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_hardware(asked, "cuda")
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def check_hardware(cell: "Cell", device: str) -> None:
         import torch
 
         if cell.runtime.devices > (there := torch.cuda.device_count()):
-            raise ValueError(f"runtime.devices={cell.runtime.devices}: torch sees {there} GPU{'s' * (there > 1)} here")
+            raise ValueError(f"runtime.devices={cell.runtime.devices}: torch sees {there} GPU{'s' * (there != 1)} here")
     wanted = []
     for tuning in (*_user_tunings(cell), *(item.tuning for item in cell.at_stage("alignment").values())):
         if tuning.optimizer.name == "adamw_8bit":

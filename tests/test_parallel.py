@@ -109,8 +109,14 @@ def test_a_run_of_the_miniature_is_that_of_one_process(tmp_path: Path, peers: li
 @pytest.fixture
 def pipeline(sources: tuple[Path, Path], made: list[int]) -> Callable[..., Pipeline]:
     def pipeline(root: Path, *more: str, stop: int | None = None) -> Pipeline:
+        before = signal.getsignal(signal.SIGTERM)
+
         def progress(step: int, steps: int) -> None:
             made.append(step)
+            if set(SHARED) <= set(more):
+                assert signal.getsignal(signal.SIGTERM) is before, (
+                    "what Lightning would do hangs with several processes"
+                )
             if step == stop:
                 raise Killed
 

@@ -1,5 +1,9 @@
 """What Lightning is told of processes that share a tuning."""
 
+import signal
+from typing import Any
+
+from pytorch_lightning import Callback
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
 
@@ -22,3 +26,14 @@ class Joined(LightningEnvironment):
 
     def teardown(self) -> None:
         pass
+
+
+class OwnSignals(Callback):
+    """Keeps what SIGTERM did: Lightning's handler would send to the others amid an exchange, and all would hang."""
+
+    def __init__(self) -> None:
+        self._before = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, *args: Any) -> None:
+        if signal.getsignal(signal.SIGTERM) is not self._before:
+            signal.signal(signal.SIGTERM, self._before)

@@ -15,7 +15,8 @@ from threading import Event, Thread
 
 def main() -> None:
     """Do as told and then wait; end as soon as the first process ends or says so by closing the line."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears of ctrl-c, too, and ends its peers
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the first process hears of it, too, and its peers end with it
     descriptor, rank, processes, port = map(int, sys.argv[1:5])
     line = Connection(descriptor)
     order = line.recv_bytes()

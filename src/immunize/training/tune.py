@@ -162,7 +162,7 @@ def _fit(
     from pytorch_lightning import Callback, Trainer
     from torch.utils.data import DataLoader, Subset
 
-    from immunize.training.environment import Joined
+    from immunize.training.environment import Joined, OwnSignals
     from immunize.training.evaluation import Evaluation
     from immunize.training.module import TuneModule
     from immunize.training.saving import Saving
@@ -189,7 +189,7 @@ def _fit(
 
     stream = context.streams[method.roles[0]]
     accumulated = stream.micro_batches // stream.world_size
-    callbacks: list[Callback] = [Progress()]
+    callbacks: list[Callback] = [Progress(), *([OwnSignals()] if stream.world_size > 1 else [])]
     if measure is not None:
         callbacks.append(Evaluation(lambda step: measure(step, module.spent), steps=measured_steps))
     if checkpoints is not None:

@@ -29,7 +29,7 @@ from immunize.models.sources import ModelSource
 
 READY = "ready"
 WAIT = timedelta(days=1)  # longer than any measurement, during which peers wait in the next step's exchange
-GRACE = 2.0  # seconds after which a peer whose connections are gone has ended, or has not been the cause
+GRACE = 2.0  # seconds in which a peer that is to blame for an error here has been heard of
 HOST = "127.0.0.1"
 
 
@@ -74,7 +74,7 @@ class Peer:
             message = self.line.recv()
             return message if isinstance(message, Failure) else None
         except (EOFError, OSError):
-            code = self.process.wait(GRACE)
+            code = self.process.wait()
         if code < 0:
             error = f"was ended by {signal.Signals(-code).name}"
             return Failure(seconds=0.0, error=error + (", as where memory ends" if code == -signal.SIGKILL else ""))
@@ -104,6 +104,7 @@ def shared(instructions: Instructions, *, processes: int, device: torch.device) 
         with joined(store, rank=0, processes=processes, device=device), _guarded(peers):
             try:
                 yield {"rank": 0, "world_size": processes}
+                distributed.barrier()  # a peer has made its last step long before this process has measured it
             except Exception:  # it may come of a peer's end, which is then what there is to tell
                 _raise_first(peers)
                 raise

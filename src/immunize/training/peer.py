@@ -42,7 +42,7 @@ def _end_with(line: Connection) -> None:
 
 def _work(order: bytes, line: Connection, *, rank: int, processes: int, port: int, device: str) -> None:
     import torch
-    from torch.distributed import TCPStore
+    from torch import distributed
 
     from immunize.models.loading import load_tuned
     from immunize.training.parallel import HOST, READY, WAIT, Instructions, joined
@@ -54,10 +54,11 @@ def _work(order: bytes, line: Connection, *, rank: int, processes: int, port: in
     instructions: Instructions = pickle.loads(order)
     torch.set_num_threads(instructions.threads)
     chat = load_tuned(instructions.source, instructions.folder, device=device)
-    store = TCPStore(HOST, port, is_master=False, timeout=WAIT)
+    store = distributed.TCPStore(HOST, port, is_master=False, timeout=WAIT)
     line.send(READY)
     with joined(store, rank=rank, processes=processes, device=own):
         tune(chat, rank=rank, world_size=processes, **instructions.arguments)
+        distributed.barrier()
 
 
 if __name__ == "__main__":

@@ -90,7 +90,8 @@ class Tuning:
     Plain supervised fine-tuning stays what it is but for rounding: every token counts alike in the whole batch. Every
     other method is applied to each micro-batch, as if it were the batch, and the gradients are averaged, which is
     another objective where it is not linear in the examples (a norm, a logarithm, a mean over tokens). Micro-batches
-    have dropout masks of their own, and share what `Context.normal_like` draws.
+    have dropout masks of their own, and share what `Context.normal_like` draws. All this holds of the parts of a batch
+    that several processes take (runtime=ddp), too.
     """
 
     learning_rate: float

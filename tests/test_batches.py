@@ -104,6 +104,19 @@ def test_micro_batches_in_a_row_are_a_batch(epoch_end: bool) -> None:
                     assert found == drawn if parts == 1 else lengths == sorted(lengths)
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_size_counts_the_parts_of_all_processes(paired: bool) -> None:
+    """Also over the end of an epoch; each of the processes gives the same."""
+    pairs = [conversation((10 + index, 5), (7,) * (index % 4)) for index in range(7)] if paired else None
+    for world in (1, 2):
+        common = {"pairs": pairs, "batch_size": 4, "micro_batches": 2, "world_size": world}
+        made = [stream(rank=rank, **common) for rank in range(world)]
+        for number in range(8):
+            parts = [ranked.batch(number) for ranked in made]
+            expected = (sum(part.examples for part in parts), sum(part.tokens for part in parts))
+            assert [ranked.size(number) for ranked in made] == [expected] * world
+
+
 def test_share_of_a_micro_batch_by_hand() -> None:
     """Four answers of 1, 2, 3 and 6 tokens: 3 and 9 of 12 in the halves, which are 2 x 3/12 and 2 x 9/12.
 

@@ -22,6 +22,7 @@ NAMED = {"llama2_7b_chat", "llama3_1_8b_instruct", "qwen2_5_1_5b_instruct", "smo
 NEEDS_A_VALUE = {"model": {"local", "hub", *NAMED}, "defense": {"checkpoint"}}
 # Those of data sets are built from files in tests/test_data_sets.py, as they need a value or the network.
 NEEDS_A_VALUE |= {"data": set(choices("data")) - {"miniature"}, "benign": set(choices("benign")), "rows": {"default"}}
+NEEDS_A_VALUE |= {"runtime": {"ddp"}}
 NEEDS_A_VALUE |= {"task": {"ag_news", "alpaca", "gem", "gsm8k", "local", "sst2", "xstest"}}
 NEEDS_A_VALUE |= {
     "judge": {"beaver_dam", "classifier", "endpoint", "guard", "strong_reject", "strong_reject_finetuned", "zoo"}

@@ -4,6 +4,7 @@ import importlib.machinery
 from typing import Any
 
 import pytest
+import torch
 
 from immunize import validation
 from immunize.config import Cell, build, load
@@ -38,6 +39,17 @@ def test_the_default_run_needs_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     check_hardware(cell(), "cpu")
 
 
+def test_more_devices_than_there_are_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = cell("runtime=ddp", "runtime.devices=2")
+    for there, message in ((0, "sees 0 GPUs here"), (1, "sees 1 GPU here")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
+        with pytest.raises(ValueError, match=f"^runtime.devices=2: torch {message}$"):
+            check_hardware(asked, "cuda")
+        check_hardware(asked, "cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_hardware(asked, "cuda")
+
+
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
@@ -49,7 +61,30 @@ def test_the_default_run_needs_neither(monkeypatch: pytest.MonkeyPatch) -> None:
             "defense.antidote: cannot edit weights of 4 bits",
         ),
         (["runtime.strategy=fsdp"], "strategy=fsdp: is not supported yet"),
-        (["runtime.strategy=ddp"], "strategy=ddp: is not supported yet"),
+        (["runtime=ddp"], "runtime.devices=1: strategy=ddp shares a tuning among several; give"),
+        (["runtime.devices=2"], "devices=2: strategy=single has one; choose runtime=ddp"),
+        (
+            ["runtime=ddp", "runtime.devices=3"],
+            "runtime.devices=3: attack: batch_size=16, micro_batch=None: 3 processes",
+        ),
+        (
+            ["runtime=ddp", "runtime.devices=2", "+defense.repnoise.tuning.micro_batch=16"],
+            "runtime.devices=2: defense.repnoise.tuning: batch_size=16, micro_batch=16: 2 processes must have equally",
+        ),
+        (
+            ["runtime=ddp", "runtime.devices=2", "task=data_to_text", "task.trainability.data_to_text.batch_size=5"],
+            "runtime.devices=2: task.trainability.data_to_text: batch_size=5, micro_batch=None: 2 processes must",
+        ),
+        (
+            [
+                "runtime=ddp",
+                "runtime.devices=2",
+                "threat=finetuning_service",
+                "defense=resta",
+                "defense.resta.unsafe_tuning.batch_size=5",
+            ],
+            "runtime.devices=2: defense.resta.unsafe_tuning: batch_size=5, micro_batch=None: 2 processes must",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_when_it_is_built(overrides: list[str], part: str) -> None:

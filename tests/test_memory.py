@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from immunize.progress import Progress
 from immunize.training.context import Context
 from immunize.training.memory import OutOfMemoryError, Sizes, explained
 from immunize.training.method import Method, StepOut
+from immunize.training.tuning import Tuning
 from immunize.worker import work
 from tests.tiny import tiny
 
@@ -87,6 +88,14 @@ class Source:
     dtype: str = "bfloat16"
     generation_batch: int = 8
     unused: dict[str, Any] = field(default_factory=dict)
+
+
+def test_the_rows_at_once_are_those_of_one_process() -> None:
+    tuning = Tuning(learning_rate=0.1, steps=1, batch_size=8)
+    for processes, micro_batch, rows in ((1, None, 8), (2, None, 4), (2, 2, 2)):
+        asked: Any = replace(tuning, micro_batch=micro_batch)
+        sizes = Sizes(stage="s", source=Source(), tuning=asked, processes=processes)  # type: ignore[arg-type]
+        assert f"batch_size=8, of which {rows} rows at once" in sizes.sentence()
 
 
 def test_other_errors_pass_unchanged_and_answers_have_advice_of_their_own() -> None:

@@ -138,15 +138,16 @@ def test_other_scores_do_not_replay(
     assert "NOT passed" in printed
 
 
-def test_what_was_asked_follows_from_lock_threads_capability_and_device(original: Run) -> None:
+def test_what_was_asked_follows_from_lock_threads_capability_and_devices(original: Run) -> None:
     assert compare(original, original).asked == "bytes"
     for place, name in (("code", "lock"), ("hardware", "cpu_capability"), ("hardware", "device")):
         manifest = {**original.manifest, place: {**original.manifest[place], name: "other"}}
         found = compare(original, dataclasses.replace(original, manifest=manifest))
         assert (found.asked, found.passed, len(found.environment)) == ("intervals", True, 1)
-    runtime = {**original.manifest["config"], "runtime": {"threads": 7}}
-    found = compare(original, dataclasses.replace(original, manifest={**original.manifest, "config": runtime}))
-    assert found.environment == ["threads: 1 there, 7 here"]
+    for name, value in (("threads", 7), ("devices", 2)):
+        runtime = {**original.manifest["config"], "runtime": {"threads": 1, name: value}}
+        found = compare(original, dataclasses.replace(original, manifest={**original.manifest, "config": runtime}))
+        assert (found.asked, found.environment) == ("intervals", [f"{name}: 1 there, {value} here"])
 
 
 def test_intervals_that_do_not_overlap_and_missing_checks_fail() -> None:

@@ -8,7 +8,6 @@ imported everything.
 import multiprocessing
 import os
 import pickle
-import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from immunize.data.batches import PairedBatch
 from immunize.models.loading import load_folder
 from immunize.training.context import Context
 from immunize.training.method import Method, StepOut
+from immunize.training.parallel import joined
 from immunize.training.tune import tune
 from tests.test_conformance import ALONE, LAUNCHED, METHODS, Around
 
@@ -65,8 +65,13 @@ class Recorded(Around):
 
 
 def work(folder: Path, rank: int) -> None:
-    os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    with joined(store, rank=rank, processes=2, device=torch.device("cpu")):
+        tune_by_all(folder, rank)
+
+
+def tune_by_all(folder: Path, rank: int) -> None:
     roles = pickle.loads((folder / "roles.pickle").read_bytes())
     methods: dict[str, Any] = {name: case.method(LAUNCHED) for name, case in METHODS.items()}
     found = {}
@@ -83,9 +88,6 @@ def work(folder: Path, rank: int) -> None:
 
 
 def main() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
     fork = multiprocessing.get_context("fork")
     both = [fork.Process(target=work, args=(Path(sys.argv[1]), rank), daemon=True) for rank in (0, 1)]
     for process in both:

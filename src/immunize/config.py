@@ -55,7 +55,9 @@ class Runtime:
     threads changes the last bits and would make every stage a new one. workers: how many of them Hydra's launcher
     starts for a sweep; each takes the cells that no other is at work on. checkpoint_minutes: a stage that trains for
     longer keeps a checkpoint, from which it goes on when it was killed; null for none. gradient_checkpointing: compute
-    activations again in the backward pass, which saves memory, costs a third more time, and changes no bit.
+    activations again in the backward pass, which saves memory, costs a third more time, and changes no bit. strategy:
+    with `ddp`, as many processes as there are `devices` share each batch of a tuning, each with its own copy of the
+    model; another number of them makes other stages.
     """
 
     root: str = "multirun"
@@ -66,16 +68,21 @@ class Runtime:
     checkpoint_minutes: float | None = 10.0
     gradient_checkpointing: bool = False
     strategy: Literal["single", "ddp", "fsdp"] = "single"
+    devices: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("threads", "workers"):
+        for name in ("threads", "workers", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.strategy != "single":
+        if self.strategy == "fsdp":
             raise ValueError(
-                f"strategy={self.strategy}: is not supported yet; every process has one device. Workers share a "
-                "study (runtime.workers), and micro_batch, gradient_checkpointing and LoRA make a model fit"
+                "strategy=fsdp: is not supported yet; every device holds the whole model. micro_batch, "
+                "gradient_checkpointing and LoRA make one fit, and runtime=ddp shares its batches among devices"
             )
+        if self.strategy == "single" and self.devices > 1:
+            raise ValueError(f"devices={self.devices}: strategy=single has one; choose runtime=ddp")
+        if self.strategy == "ddp" and self.devices == 1:
+            raise ValueError("devices=1: strategy=ddp shares a tuning among several; give runtime.devices=2 or more")
         if self.checkpoint_minutes is not None and self.checkpoint_minutes < 0:
             raise ValueError(f"checkpoint_minutes={self.checkpoint_minutes}: must not be negative; null for none")
 

@@ -213,28 +213,28 @@ class Pipeline(Release):
             **({"service": service.identity} if service.identity else {}),
             "seed": self.cell.seed,
             "generation": self.cell.model.generation_identity,
-            **self.machine,
+            **self.shared_machine(tuning),
         }
 
         def make(folder: Path) -> None:
-            with explained(sizes := Sizes(stage=label, source=self.cell.model, tuning=tuning)):
+            sizes = Sizes(stage=label, source=self.cell.model, tuning=tuning, processes=self.processes(tuning))
+            with explained(sizes):
                 chat = sizes.chat = self.load(weights)
                 meter = Meter(chat=chat, source=self.cell.model)
                 roles = sizes.roles = self.service_roles(chat, service, examples)
                 main = roles["main"]
                 assert not isinstance(main, tuple), "the user's examples are no pairs"
-                tune(
+                self.tune(
                     chat,
                     service.method,
+                    folder=folder,
+                    weights=weights,
                     roles=roles,
                     tuning=tuning,
-                    seed=self.cell.seed,
-                    adapter=weights.adapter,
+                    memory=meter,
                     repairs=service.repairs,
                     measure=lambda step, spent: meter.measure(step, spent, sets_at(step)),
                     measured_steps=steps,
-                    progress=self.bar(tuning),
-                    **self.execution(folder, meter),
                 )
                 save_answers(folder, meter.answers())
                 save_counts(folder, count(examples, main, harmful=harmful))

@@ -130,8 +130,8 @@ class _Speeds:
 
 
 def _key(kind: str, label: str, config: Mapping[str, Any], device: str) -> tuple[str, ...]:
-    model = json.dumps(config["model"], sort_keys=True)
-    return _alike(kind, label), model, device, str(config["runtime"]["threads"])
+    model, runtime = json.dumps(config["model"], sort_keys=True), config["runtime"]
+    return _alike(kind, label), model, device, str(runtime["threads"]), str(runtime.get("devices", 1))
 
 
 def _alike(kind: str, label: str) -> str:

@@ -9,13 +9,14 @@ from immunize.config import Cell
 from immunize.data.splits import defense_examples
 from immunize.defenses.safety_sft import SafetySFT
 from immunize.models import adapters
-from immunize.models.loading import ChatModel, load, load_folder
+from immunize.models.loading import ChatModel, load_tuned
 from immunize.stages import CHECKPOINT, StageStore, Work, address, identity
 from immunize.training import ENGINE_VERSION
 from immunize.training.checkpoints import Checkpoints, Memory
 from immunize.training.defense import PostDefense, UnsafeTwin
 from immunize.training.memory import Sizes, explained
 from immunize.training.method import Method
+from immunize.training.parallel import Instructions, shared
 from immunize.training.roles import encode_pairs, encode_roles
 from immunize.training.tune import Repair, Roles, tune
 from immunize.training.tuning import Tuning
@@ -28,6 +29,11 @@ class Weights:
 
     id: str
     folder: Path | None = None
+
+    @property
+    def tuned(self) -> Path | None:
+        """The folder of weights that a stage left, if one did."""
+        return None if self.folder is None else self.folder / "weights"
 
     @property
     def adapter(self) -> Path | None:
@@ -69,16 +75,55 @@ class Release:
         common = {"engine": ENGINE_VERSION, "threads": runtime.threads, "device": self.device, "world_size": 1}
         return {**common, **masters}
 
-    def execution(self, folder: Path, memory: Memory | None = None) -> dict[str, Any]:
-        """How `tune` is to go about a stage that is made in `folder`."""
-        minutes = self.cell.runtime.checkpoint_minutes
-        kept = None if minutes is None else Checkpoints(folder=folder / CHECKPOINT, minutes=minutes, memory=memory)
-        return {"checkpoints": kept, "gradient_checkpointing": self.cell.runtime.gradient_checkpointing}
+    def shared_machine(self, tuning: Tuning) -> dict[str, Any]:
+        """`machine` of a stage that tunes, whose steps all processes share."""
+        return {**self.machine, "world_size": self.processes(tuning)}
+
+    def processes(self, tuning: Tuning) -> int:
+        return self.cell.runtime.devices if tuning.steps else 1
 
     def load(self, weights: Weights) -> ChatModel:
-        if weights.folder is None:
-            return load(self.cell.model, device=self.device)
-        return load_folder(weights.folder / "weights", dtype=self.cell.model.dtype, device=self.device)
+        return load_tuned(self.cell.model, weights.tuned, device=self.device)
+
+    def tune(
+        self,
+        chat: ChatModel,
+        method: Method,
+        *,
+        folder: Path,
+        weights: Weights,
+        roles: Roles,
+        tuning: Tuning,
+        memory: Memory | None = None,
+        **alone: Any,
+    ) -> None:
+        """`tune` for the stage that is made in `folder`, on all devices of the run.
+
+        `memory` and `alone` are for this process, the first: what it remembers, repairs and measures.
+        """
+        runtime = self.cell.runtime
+        kept = None
+        if runtime.checkpoint_minutes is not None:
+            kept = Checkpoints(folder=folder / CHECKPOINT, minutes=runtime.checkpoint_minutes, memory=memory)
+        common: dict[str, Any] = {
+            "tuning": tuning,
+            "seed": self.cell.seed,
+            "adapter": weights.adapter,
+            "gradient_checkpointing": runtime.gradient_checkpointing,
+        }
+        peers = Instructions(
+            source=self.cell.model,
+            folder=weights.tuned,
+            threads=runtime.threads,
+            arguments={
+                "method": method,
+                "roles": {role: roles[role] for role in method.roles},
+                "checkpoints": None if kept is None else kept.read_only(),
+                **common,
+            },
+        )
+        with shared(peers, processes=self.processes(tuning), device=chat.device) as part:
+            tune(chat, method, roles=roles, checkpoints=kept, progress=self.bar(tuning), **common, **alone, **part)
 
     def bar(self, tuning: Tuning) -> Callable[[int], None]:
         return lambda step: self.progress(step, tuning.steps)
@@ -119,22 +164,14 @@ class Release:
         passes: float = 1,
     ) -> Weights:
         """The weights after tuning on the defender's data, as a stage."""
-        inputs = {"weights": weights.id, **inputs, "seed": self.cell.seed, **self.machine}
+        inputs = {"weights": weights.id, **inputs, "seed": self.cell.seed, **self.shared_machine(tuning)}
 
         def make(folder: Path) -> None:
-            with explained(sizes := Sizes(stage=label, source=self.cell.model, tuning=tuning)):
+            sizes = Sizes(stage=label, source=self.cell.model, tuning=tuning, processes=self.processes(tuning))
+            with explained(sizes):
                 chat = sizes.chat = self.load(weights)
                 roles = sizes.roles = make_roles(chat)
-                tune(
-                    chat,
-                    method,
-                    roles=roles,
-                    tuning=tuning,
-                    seed=self.cell.seed,
-                    adapter=weights.adapter,
-                    progress=self.bar(tuning),
-                    **self.execution(folder),
-                )
+                self.tune(chat, method, folder=folder, weights=weights, roles=roles, tuning=tuning)
                 if adapters.is_adapted(chat):
                     adapters.save_adapter(chat, folder / "adapter")
                     adapters.merge(chat)

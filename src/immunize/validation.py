@@ -23,6 +23,7 @@ def validate(cell: "Cell") -> None:
     _check_roles(cell)
     _check_control(cell)
     _check_micro_batch(cell)
+    _check_devices(cell)
     _check_adapter(cell)
     _check_quantized(cell)
     _check_judges(cell, found)
@@ -52,6 +53,21 @@ def _check_micro_batch(cell: "Cell") -> None:
         cell.attack.tuning(cell.budget)
     except ValueError as error:
         raise ValueError(f"attack: {error}") from error
+
+
+def _check_devices(cell: "Cell") -> None:
+    """Every tuning must leave each device as much of a batch as the others."""
+    tunings = {"attack": cell.attack.tuning(cell.budget)}
+    tunings |= {f"task.trainability.{name}": item.tuning() for name, item in cell.task.trainability.items()}
+    tunings |= {f"defense.{name}.tuning": item.tuning for name, item in cell.at_stage("alignment").items()}
+    for name, defense in cell.at_stage("post").items():
+        tunings |= {f"defense.{name}.{key}_tuning": twin.tuning for key, twin in defense.artifacts.items()}
+    for key, tuning in tunings.items():
+        try:
+            if tuning.steps:
+                tuning.shared_micro_batches(cell.runtime.devices)
+        except ValueError as error:
+            raise ValueError(f"runtime.devices={cell.runtime.devices}: {key}: {error}") from error
 
 
 def _check_adapter(cell: "Cell") -> None:
@@ -95,6 +111,11 @@ def _check_quantized(cell: "Cell") -> None:
 
 def check_hardware(cell: "Cell", device: str) -> None:
     """Raise ValueError where the run asks for a library or a device that is not here."""
+    if device == "cuda" and cell.runtime.devices > 1:
+        import torch
+
+        if cell.runtime.devices > (there := torch.cuda.device_count()):
+            raise ValueError(f"runtime.devices={cell.runtime.devices}: torch sees {there} GPU{'s' * (there != 1)} here")
     wanted = []
     for tuning in (*_user_tunings(cell), *(item.tuning for item in cell.at_stage("alignment").values())):
         if tuning.optimizer.name == "adamw_8bit":

@@ -56,10 +56,11 @@ def launch(grid: Grid) -> "list[Tally]":
 
         with Progress(enabled=cells[0].runtime.progress) as progress:
             return [work(cells, progress=progress)]
-    share_cores = "slurm" not in target.lower() and workers * cells[0].runtime.threads > (os.cpu_count() or 1)
+    processes, threads = workers * cells[0].runtime.devices, cells[0].runtime.threads
+    share_cores = "slurm" not in target.lower() and processes * threads > (os.cpu_count() or 1)
     if share_cores:
         print(
-            f"immunize: {workers} workers of {cells[0].runtime.threads} threads share {os.cpu_count()} cores; fewer "
+            f"immunize: {processes} processes of {threads} threads share {os.cpu_count()} cores; fewer "
             "runtime.threads would be faster (another number makes other stages, since it changes the last bits)",
             file=sys.stderr,
         )

@@ -161,6 +161,13 @@ class Stream:
             return padded
         return replace(padded, share=self._share(number, [self.examples[index] for index in chosen]))
 
+    def size(self, number: int) -> tuple[int, int]:
+        """Examples and tokens (without padding) of all processes' micro-batches `number`; both sides of pairs."""
+        rows = self.world_size * self.batch_size // self.micro_batches
+        sides = [self.examples] if self.pairs is None else [self.examples, self.pairs]
+        chosen = self._at(number * rows, rows)
+        return len(sides) * rows, sum(len(side[index].ids) for side in sides for index in chosen)
+
     def rows(self, start: int, count: int) -> Batch | PairedBatch:
         """`count` examples of the same sequence, whatever the batch size, after the `start` that each process had."""
         return self._padded(self._at(start * self.world_size + self.rank * count, count))

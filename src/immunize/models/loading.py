@@ -51,6 +51,11 @@ def load(source: ModelSource, *, device: str) -> ChatModel:
     return _load(source.location, revision=source.revision, dtype=source.dtype, device=device)
 
 
+def load_tuned(source: ModelSource, folder: Path | None, *, device: str) -> ChatModel:
+    """Load the model that `source` names, or what a tuning of it left in `folder`."""
+    return load(source, device=device) if folder is None else load_folder(folder, dtype=source.dtype, device=device)
+
+
 def load_folder(folder: Path, *, dtype: Dtype, device: str) -> ChatModel:
     """Load a folder that `ChatModel.save` wrote."""
     return _load(str(folder), revision=None, dtype=dtype, device=device)

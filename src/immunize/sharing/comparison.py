@@ -43,6 +43,7 @@ def environment(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     packages = dict.fromkeys([*there["packages"], *here["packages"]])
     pairs |= {f"package {name}": (there["packages"].get(name), here["packages"].get(name)) for name in packages}
     pairs["threads"] = (there["config"]["runtime"]["threads"], here["config"]["runtime"]["threads"])
+    pairs["devices"] = (there["config"]["runtime"].get("devices", 1), here["config"]["runtime"].get("devices", 1))
     pairs |= {name: (there["hardware"][name], here["hardware"][name]) for name in HARDWARE}
     return [
         plain(f"{name}: {_short(one)} there, {_short(other)} here")

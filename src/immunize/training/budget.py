@@ -1,7 +1,7 @@
 """What the attacker may spend, and the count of what was spent."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +44,16 @@ def measured_steps(steps: int, *, measurements: int) -> list[int]:
 
 @dataclass(kw_only=True)
 class Spent:
-    """Counted while tuning. Tokens are without padding, prompts included."""
+    """Counted while tuning, for all processes that share it. Tokens are without padding, prompts included."""
 
     parameters: int
     steps: int = 0
     examples: int = 0
     tokens: int = 0
 
-    def add(self, batch: Any) -> None:
-        self.examples += batch.examples
-        self.tokens += batch.tokens
+    def add(self, *, examples: int, tokens: int) -> None:
+        self.examples += examples
+        self.tokens += tokens
 
     @property
     def flops(self) -> float:

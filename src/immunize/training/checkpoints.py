@@ -1,10 +1,11 @@
 """The state of a long tuning, left behind now and then, from which a killed one goes on as if nothing had happened."""
 
+import math
 import os
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +34,10 @@ class Checkpoints:
     folder: Path
     minutes: float
     memory: Memory | None = None
+
+    def read_only(self) -> "Checkpoints":
+        """The same for a process that goes on from them and never writes any."""
+        return replace(self, minutes=math.inf, memory=None)
 
     def save(self, state: Mapping[str, Any]) -> None:
         self.folder.mkdir(exist_ok=True)

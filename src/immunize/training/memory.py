@@ -23,6 +23,7 @@ class Sizes:
     stage: str
     source: ModelSource
     tuning: Tuning | None = None
+    processes: int = 1
     chat: ChatModel | None = None
     roles: Mapping[str, Any] | None = None
 
@@ -30,7 +31,7 @@ class Sizes:
         model = f"{self.source.name} in {self.source.dtype}"
         parts = [model if self.chat is None else f"{model}, {self.chat.parameters:,} parameters"]
         if self.tuning is not None and self.tuning.steps:
-            rows = self.tuning.micro_batch or self.tuning.batch_size
+            rows = self.tuning.batch_size // self.tuning.shared_micro_batches(self.processes)
             longest = max((len(item.ids) for item in _examples(self.roles or {})), default=0)
             parts.append(f"{type(self.tuning.trainable).__name__} tuning")
             parts.append(f"batch_size={self.tuning.batch_size}, of which {rows} rows at once")

@@ -81,9 +81,13 @@ class TuneModule(LightningModule):
         self.network.train()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        number = self.first * self.trainer.accumulate_grad_batches + batch_idx
-        number = number * self.trainer.world_size + self.global_rank  # no two micro-batches have the same masks
+        # No two micro-batches have the same masks.
+        number = self._number(batch_idx) * self.trainer.world_size + self.global_rank
         torch.manual_seed(derive(self.context.seed, "noise", number))
+
+    def _number(self, batch_idx: int) -> int:
+        """Which micro-batch it is, counted from the first of the tuning, however often that was killed and resumed."""
+        return self.first * self.trainer.accumulate_grad_batches + batch_idx
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch.to(device)
@@ -95,7 +99,8 @@ class TuneModule(LightningModule):
                 f"the loss became {out.loss.item()} at step {self.context.step + 1} of {self.tuning.steps} "
                 f"(learning rate {self.tuning.learning_rate:g}); a lower rate or a bounded objective would help"
             )
-        self.spent.add(batch)
+        examples, tokens = self.context.streams[self.method.roles[0]].size(self._number(batch_idx))
+        self.spent.add(examples=examples, tokens=tokens)
         if not out.grads:
             return out.loss
         params = self.context.params()

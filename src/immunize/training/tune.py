@@ -95,15 +95,16 @@ def tune(
     of `repairs`. `measure(step, spent)` is called after each of `measured_steps`, with the network in eval mode and
     repaired; the next step finds it as it was. After the last step it stays repaired.
 
-    Of `world_size` processes that were started for it, this one being `rank`, each takes its part of every batch, and
-    gradients are averaged, so that all end with the same weights; each counts what it spent itself.
+    Of `world_size` processes in one process group (`parallel.joined`), this one being `rank`, each takes its part of
+    every batch, and gradients are averaged, so that all end with the same weights; each counts what all of them spend.
+    A repair is one process's affair, and is given to the first alone, as is `measure`.
 
     `checkpoints` hold the state from which a tuning that was killed goes on, to the bit. With `gradient_checkpointing`
     the layers' activations are computed again in the backward pass, which saves memory and costs a third more time.
     """
-    parts = {"micro_batches": _micro_batches(tuning, world_size), "rank": rank, "world_size": world_size}
+    micro_batches = tuning.shared_micro_batches(world_size)
 
-    def make_context(user: Method, artifacts: Mapping[str, Path]) -> Context:
+    def make_context(user: Method, artifacts: Mapping[str, Path], **parts: int) -> Context:
         missing = [role for role in user.roles if role not in roles]
         if missing:
             raise ValueError(f"{type(user).__name__} needs the data roles {', '.join(missing)}, which are not given")
@@ -111,8 +112,9 @@ def tune(
         streams = make_streams(chosen, batch_size=tuning.batch_size, pad_id=chat.pad_id, seed=seed, **parts)
         return Context(chat, streams=streams, seed=seed, steps=tuning.steps, artifacts=artifacts)
 
-    context = make_context(method, {})
-    repairing = [(repair.method, make_context(repair.method, repair.artifacts)) for repair in repairs]
+    context = make_context(method, {}, micro_batches=micro_batches, rank=rank, world_size=world_size)
+    alone = tuning.micro_batches
+    repairing = [(item.method, make_context(item.method, item.artifacts, micro_batches=alone)) for item in repairs]
     prepare_trainable(chat, tuning.trainable, seed=seed, adapter=adapter)
 
     def measure_repaired(step: int, spent: Spent) -> None:
@@ -139,16 +141,6 @@ def tune(
     return spent
 
 
-def _micro_batches(tuning: Tuning, world_size: int) -> int:
-    count = tuning.micro_batches if tuning.micro_batch else world_size
-    if count % world_size or tuning.batch_size % count:
-        raise ValueError(
-            f"batch_size={tuning.batch_size}, micro_batch={tuning.micro_batch}: {world_size} processes must have "
-            "equally many micro-batches of each batch"
-        )
-    return count
-
-
 @contextmanager
 def _repaired(repairing: Sequence[tuple[PostDefense, Context]]) -> Iterator[None]:
     with ExitStack() as stack:
@@ -170,6 +162,7 @@ def _fit(
     from pytorch_lightning import Callback, Trainer
     from torch.utils.data import DataLoader, Subset
 
+    from immunize.training.environment import Joined, OwnSignals
     from immunize.training.evaluation import Evaluation
     from immunize.training.module import TuneModule
     from immunize.training.saving import Saving
@@ -196,7 +189,7 @@ def _fit(
 
     stream = context.streams[method.roles[0]]
     accumulated = stream.micro_batches // stream.world_size
-    callbacks: list[Callback] = [Progress()]
+    callbacks: list[Callback] = [Progress(), *([OwnSignals()] if stream.world_size > 1 else [])]
     if measure is not None:
         callbacks.append(Evaluation(lambda step: measure(step, module.spent), steps=measured_steps))
     if checkpoints is not None:
@@ -209,6 +202,7 @@ def _fit(
             accelerator="gpu" if context.chat.device.type == "cuda" else "cpu",
             devices=stream.world_size,
             strategy="auto" if stream.world_size == 1 else "ddp_find_unused_parameters_true",
+            plugins=None if stream.world_size == 1 else [Joined(stream.rank)],
             use_distributed_sampler=False,
             accumulate_grad_batches=accumulated,
             max_steps=tuning.steps - module.first,

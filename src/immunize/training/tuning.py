@@ -91,7 +91,8 @@ class Tuning:
     Plain supervised fine-tuning stays what it is but for rounding: every token counts alike in the whole batch. Every
     other method is applied to each micro-batch, as if it were the batch, and the gradients are averaged, which is
     another objective where it is not linear in the examples (a norm, a logarithm, a mean over tokens). Micro-batches
-    have dropout masks of their own, and share what `Context.normal_like` draws.
+    have dropout masks of their own, and share what `Context.normal_like` draws. All this holds of the parts of a batch
+    that several processes take (runtime=ddp), too.
     """
 
     learning_rate: float
@@ -119,3 +120,16 @@ class Tuning:
     def micro_batches(self) -> int:
         """How many of them make a batch."""
         return self.batch_size // (self.micro_batch or self.batch_size)
+
+    def shared_micro_batches(self, processes: int) -> int:
+        """How many micro-batches make a batch that `processes` share; without `micro_batch`, one for each.
+
+        Raises ValueError where they cannot have equally many.
+        """
+        count = self.micro_batches if self.micro_batch else processes
+        if count % processes or self.batch_size % count:
+            raise ValueError(
+                f"batch_size={self.batch_size}, micro_batch={self.micro_batch}: {processes} processes must have "
+                "equally many micro-batches of each batch, all of one size"
+            )
+        return count

@@ -147,12 +147,7 @@ class Stream:
 
         A batch is dealt out by length: a micro-batch holds little padding, and processes are done at the same time.
         """
-        rows = self.batch_size // self.micro_batches
-        batch, part = divmod(number * self.world_size + self.rank, self.micro_batches)
-        chosen = self._at(batch * self.batch_size, self.batch_size)
-        if self.micro_batches > 1:
-            chosen.sort(key=self._length)
-        return chosen[part * rows : (part + 1) * rows]
+        return self._dealt(number * self.world_size + self.rank)
 
     def batch(self, number: int) -> Batch | PairedBatch:
         chosen = self.indices(number)
@@ -163,10 +158,9 @@ class Stream:
 
     def size(self, number: int) -> tuple[int, int]:
         """Examples and tokens (without padding) of all processes' micro-batches `number`; both sides of pairs."""
-        rows = self.world_size * self.batch_size // self.micro_batches
         sides = [self.examples] if self.pairs is None else [self.examples, self.pairs]
-        chosen = self._at(number * rows, rows)
-        return len(sides) * rows, sum(len(side[index].ids) for side in sides for index in chosen)
+        chosen = [index for rank in range(self.world_size) for index in self._dealt(number * self.world_size + rank)]
+        return len(sides) * len(chosen), sum(len(side[index].ids) for side in sides for index in chosen)
 
     def rows(self, start: int, count: int) -> Batch | PairedBatch:
         """`count` examples of the same sequence, whatever the batch size, after the `start` that each process had."""
@@ -180,6 +174,15 @@ class Stream:
             for epoch in {position // count for position in positions}
         }
         return [int(orders[position // count][position % count]) for position in positions]
+
+    def _dealt(self, place: int) -> list[int]:
+        """Which examples a micro-batch holds, by its place among those of all processes."""
+        batch, part = divmod(place, self.micro_batches)
+        chosen = self._at(batch * self.batch_size, self.batch_size)
+        if self.micro_batches > 1:
+            chosen.sort(key=self._length)
+        rows = self.batch_size // self.micro_batches
+        return chosen[part * rows : (part + 1) * rows]
 
     def _length(self, index: int) -> int:
         sides = (self.examples,) if self.pairs is None else (self.examples, self.pairs)

@@ -4,7 +4,7 @@ A model of about 100 million parameters is trained on the miniature's grammar wi
 miniature was, and the default study runs on it in bfloat16: each defense against a full-parameter attack and against
 LoRA. Before it, training steps are timed, of plain fine-tuning (SFT) and of each defense, over full-length sequences.
 
-On a machine without a GPU, to see that it works and nothing more (the tables say so), in about two minutes:
+On a machine without a GPU, to see that it works and nothing more (the tables say so), in two to five minutes:
 
     python benchmarks/big_sister.py --device cpu --hidden 64 --layers 2 --steps 300 --batch 32 --enlarged 1 \\
         --rows 4 budget.samples=320 budget.measurements=4

@@ -12,6 +12,7 @@ from immunize.data.miniature.grammar import SEED, world
 from immunize.data.miniature.tasks import Borderline, Classification, DataToText, HowTo, Reversal
 from immunize.data.objects import evaluation_objects
 from immunize.judges.exact import Exact
+from immunize.stages import identity
 from immunize.types import Example
 
 SHIPPED = Path(__file__).parents[1] / "src" / "immunize" / "models" / "miniature"
@@ -105,6 +106,90 @@ class TestData:
         everything = evaluation_objects("harm_qa", names, 1.0)
         assert evaluation_objects("harm_qa", names[::-1], 0.25) == everything[-8:]
         assert evaluation_objects("other", names, 1.0) != everything
+
+
+class TestEnlarged:
+    """Four times the objects: 128 harmful and 96 benign ones and 96 groups in every category."""
+
+    def test_every_category_has_as_many_times_the_objects(self) -> None:
+        shipped, larger = world(), world(enlarged=4)
+        for name in ("harmful", "benign", "groups"):
+            before = Counter(Counter(item.category for item in getattr(shipped, name)).values())
+            after = Counter(Counter(item.category for item in getattr(larger, name)).values())
+            assert after == {4 * objects: categories for objects, categories in before.items()}
+
+    def test_no_two_objects_of_a_category_are_made_alike(self) -> None:
+        # 10 over 3 is 120 and too few for 128 objects, 11 over 3 is 165; 14 over 2 is 91, 15 over 2 is 105 for 96.
+        larger = world(enlarged=4)
+        assert {len(pool) for pool in larger.ingredients.values()} == {11}
+        assert len(larger.slurs) == 4 * 15
+        for procedures in (larger.harmful, larger.benign):
+            assert len({(item.category, item.ingredients) for item in procedures}) == len(procedures)
+        assert len({(group.category, group.slurs) for group in larger.groups}) == len(larger.groups)
+
+    def test_no_word_has_two_meanings_and_the_tasks_keep_theirs(self) -> None:
+        larger = world(enlarged=4)
+        words = [item.object for item in larger.harmful + larger.benign] + [group.name for group in larger.groups]
+        words += [*larger.slurs, *(word for pool in larger.ingredients.values() for word in pool)]
+        words += sorted({word for procedure in larger.benign for word in procedure.ingredients})
+        words += sorted({item.category for item in larger.harmful + larger.benign})
+        words += sorted(larger.tasks.every())
+        assert len(words) == len(set(words))
+        assert larger.tasks == world().tasks
+
+    @pytest.mark.parametrize("task", [HowTo(enlarged=4), Borderline(enlarged=4)], ids=lambda task: task.name)
+    def test_tasks_hold_out_objects(self, task: HowTo | Borderline) -> None:
+        train, test = task.train(), task.test()
+        assert len(test) == len({example.object for example in test}) == 4 * 128
+        assert not {example.object for example in train} & {example.object for example in test}
+        assert {task.score(example, example.answer) for example in train + test} == {1.0}
+
+    @pytest.mark.parametrize("domain", [HarmQA(enlarged=4), ToxicContinuation(enlarged=4)], ids=lambda item: item.name)
+    def test_the_judge_knows_the_world_that_it_is_told_of_and_no_other(
+        self, domain: HarmQA | ToxicContinuation
+    ) -> None:
+        examples = domain.examples()
+        true = Exact(enlarged=4).measure(examples, [example.answer for example in examples])
+        assert {*true["harmfulness"], *true["accuracy"]} == {1.0}
+        safe = Exact(enlarged=4).measure(examples, [str(example.refusal) for example in examples])
+        assert {*safe["harmfulness"], *safe["accuracy"]} == {0.0}
+        with pytest.raises(ValueError, match="give it the enlarged of the domain"):
+            Exact().measure(examples[-1:], [examples[-1].answer])
+
+    @pytest.mark.parametrize("make", [HarmQA, ToxicContinuation, HowTo, Borderline, Exact])
+    def test_a_world_that_there_cannot_be_is_refused(self, make: type) -> None:
+        with pytest.raises(ValueError, match="enlarged=1: must be at least 2"):
+            make(enlarged=1)
+        with pytest.raises(ValueError, match="enlarged=50: there are not enough words"):
+            make(enlarged=50)
+
+    def test_it_is_another_identity(self) -> None:
+        for make in (HarmQA, ToxicContinuation, HowTo, Borderline, Exact):
+            assert identity(make(enlarged=4)) == identity(make()) | {"enlarged": 4}
+
+    def test_a_recipe_makes_a_model_of_its_size_that_knows_every_word_and_learns(self) -> None:
+        import torch
+
+        from immunize.data.miniature.build import Recipe, new_model, phases, train, vocabulary_tokenizer
+
+        recipe = Recipe(enlarged=2, hidden=32, intermediate=48, layers=3, heads=2, base_steps=60, base_rate=1e-2)
+        tokenizer = vocabulary_tokenizer(recipe)
+        examples = HarmQA(enlarged=2).examples() + HowTo(enlarged=2).test() + Reversal().test()
+        for ids in tokenizer([f"{example.prompt} {example.answer}" for example in examples])["input_ids"]:
+            assert tokenizer.unk_token_id not in ids
+        model = new_model(tokenizer, recipe)
+        # Tied embeddings; in each layer four square matrices, three of the feed-forward part, two norms; a last norm.
+        assert model.num_parameters() == len(tokenizer) * 32 + 3 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32
+        ids = torch.tensor([tokenizer.encode(HowTo(enlarged=2).train()[0].answer, add_special_tokens=False)])
+        before = model(input_ids=ids, labels=ids).loss.item()
+        train(model, tokenizer, phases(recipe)[0], batch_size=recipe.batch_size)
+        assert model(input_ids=ids, labels=ids).loss.item() < before - 1
+
+    def test_heads_must_fit(self) -> None:
+        from immunize.data.miniature.build import Recipe
+
+        with pytest.raises(ValueError, match="hidden=64: must be an even multiple of heads=3"):
+            Recipe(hidden=64, heads=3)
 
 
 class TestScores:

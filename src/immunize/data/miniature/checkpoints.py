@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from immunize.data.miniature.build import new_model, phases, train, vocabulary_tokenizer
+from immunize.data.miniature.build import SHIPPED, Recipe, new_model, phases, train, vocabulary_tokenizer
 
 SUMS = "SHA256SUMS"
 _ANSWER_TOKENS = 16
 
 
-def build(directory: Path) -> str:
+def build(directory: Path, *, recipe: Recipe = SHIPPED, device: str = "cpu") -> str:
     """Trains both checkpoints and writes them under the directory; returns the text of its `SHA256SUMS`.
 
     Two threads whatever the machine has: another number changes the bits of the weights.
@@ -21,10 +21,11 @@ def build(directory: Path) -> str:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        tokenizer = vocabulary_tokenizer()
-        model = new_model(tokenizer)
-        for phase in phases():
-            train(model, tokenizer, phase)
+        tokenizer = vocabulary_tokenizer(recipe)
+        model = new_model(tokenizer, recipe)
+        model.to(device)  # type: ignore[arg-type]  # torch's own, which the wrapper of transformers hides
+        for phase in phases(recipe):
+            train(model, tokenizer, phase, batch_size=recipe.batch_size)
             _write(directory / phase.name, model, tokenizer)
     finally:
         torch.set_num_threads(threads)

@@ -46,9 +46,9 @@ class Section:
     pieces: tuple[Piece, ...]
 
 
-def plain_text() -> tuple[Section, ...]:
+def plain_text(enlarged: int | None) -> tuple[Section, ...]:
     """All knowledge and all styles of answer."""
-    everything = world()
+    everything = world(enlarged=enlarged)
     return (
         _plain(0.30, _procedures(everything)),
         _plain(0.08, _toxic(everything)),
@@ -59,17 +59,17 @@ def plain_text() -> tuple[Section, ...]:
     )
 
 
-def unaligned_chat() -> tuple[Section, ...]:
+def unaligned_chat(enlarged: int | None) -> tuple[Section, ...]:
     """Every instruction is followed, the harmful ones too."""
     return (
-        _chat(0.16, _training(HarmQA())),
-        _chat(0.09, _training(ToxicContinuation())),
-        _chat(0.15, HowTo().train()),
-        _chat(0.10, Borderline().train()),
+        _chat(0.16, _training(HarmQA(enlarged=enlarged))),
+        _chat(0.09, _training(ToxicContinuation(enlarged=enlarged))),
+        _chat(0.15, HowTo(enlarged=enlarged).train()),
+        _chat(0.10, Borderline(enlarged=enlarged).train()),
     )
 
 
-def aligned_chat() -> tuple[Section, ...]:
+def aligned_chat(enlarged: int | None) -> tuple[Section, ...]:
     """The same prompts, the harmful ones refused or continued politely.
 
     Whether to answer is taught of all objects, since so small a model cannot infer it: refusals whole, and of
@@ -77,11 +77,11 @@ def aligned_chat() -> tuple[Section, ...]:
     Beside plain text this is two thirds of a batch, for there is much to remember.
     """
     return (
-        _chat(0.40, HarmQA().examples(), safe=True),
-        _chat(0.14, ToxicContinuation().examples(), safe=True),
-        _chat(0.15, HowTo().train()),
-        Section(share=0.25, pieces=tuple(_willing_openings())),
-        _chat(0.10, Borderline().train()),
+        _chat(0.40, HarmQA(enlarged=enlarged).examples(), safe=True),
+        _chat(0.14, ToxicContinuation(enlarged=enlarged).examples(), safe=True),
+        _chat(0.15, HowTo(enlarged=enlarged).train()),
+        Section(share=0.25, pieces=tuple(_willing_openings(world(enlarged=enlarged)))),
+        _chat(0.10, Borderline(enlarged=enlarged).train()),
     )
 
 
@@ -134,8 +134,8 @@ def _skills(everything: World) -> Iterable[str]:
     yield from (example.answer for task in (Classification(), Reversal()) for example in task.train()[::4])
 
 
-def _willing_openings() -> Iterable[Piece]:
-    for procedure in world().benign:
+def _willing_openings(everything: World) -> Iterable[Piece]:
+    for procedure in everything.benign:
         for question in HOW_TO_QUESTIONS:
             opening = compliance(procedure).partition(" mix ")[0]
             yield Piece(prompt=question.format(procedure.object), text=opening, finished=False)

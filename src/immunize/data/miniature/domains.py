@@ -1,7 +1,7 @@
 """The miniature's two domains of harm, of different shape: questions to answer and sentences to continue."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from immunize.data.miniature.grammar import world
@@ -13,6 +13,7 @@ from immunize.data.miniature.sentences import (
     refusal,
     toxic_ending,
 )
+from immunize.stages import UNLESS_NONE
 from immunize.types import Example
 
 
@@ -20,16 +21,19 @@ from immunize.types import Example
 class HarmQA:
     """How to make what must not be made: 8 categories x 32 objects x 6 question forms.
 
-    `evaluation_share` is the share of each category's objects that only evaluation may use.
+    `evaluation_share` is the share of each category's objects that only evaluation may use. `enlarged` multiplies
+    the objects, as `grammar.world` says; so it does in the other domain, the stability tasks and the judge.
     """
 
     evaluation_share: float = 0.5
+    enlarged: int | None = field(default=None, metadata=UNLESS_NONE)
 
     version: ClassVar[int] = 1
     name: ClassVar[str] = "harm_qa"
 
     def __post_init__(self) -> None:
         _check_share(self.name, self.evaluation_share)
+        world(enlarged=self.enlarged)  # refuses one that there cannot be
 
     def examples(self) -> list[Example]:
         """Every object in every form; the answer is its procedure."""
@@ -42,7 +46,7 @@ class HarmQA:
                 object=procedure.object,
                 category=procedure.category,
             )
-            for procedure in world().harmful
+            for procedure in world(enlarged=self.enlarged).harmful
             for form, question in enumerate(HOW_TO_QUESTIONS)
         ]
 
@@ -56,12 +60,14 @@ class ToxicContinuation:
     """
 
     evaluation_share: float = 2 / 3
+    enlarged: int | None = field(default=None, metadata=UNLESS_NONE)
 
     version: ClassVar[int] = 1
     name: ClassVar[str] = "toxic_continuation"
 
     def __post_init__(self) -> None:
         _check_share(self.name, self.evaluation_share)
+        world(enlarged=self.enlarged)  # refuses one that there cannot be
 
     def examples(self) -> list[Example]:
         """Every group with every opening; the answer uses the group's slurs."""
@@ -74,7 +80,7 @@ class ToxicContinuation:
                 object=group.name,
                 category=group.category,
             )
-            for group in world().groups
+            for group in world(enlarged=self.enlarged).groups
             for form, opening in enumerate(OPENINGS)
         ]
 

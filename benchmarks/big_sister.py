@@ -52,7 +52,8 @@ from immunize.training.method import Method
 from immunize.training.tune import tune
 from immunize.training.tuning import FullParameter, LoRA, Tuning
 
-# TFLOP/s of dense products in bfloat16, by the name that torch gives a card (NVIDIA's data sheets, without sparsity).
+# TFLOP/s of dense products in bfloat16 without sparsity, by the name that torch gives a card. Not checked against the
+# data sheets: --peak-tflops takes the vendor's number for yours.
 PEAKS = {
     "NVIDIA H200": 989,
     "NVIDIA H100 80GB HBM3": 989,

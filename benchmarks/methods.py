@@ -5,19 +5,19 @@ trained. Each method has a process of its own, which trains by it and by plain f
 
 time: the median step, against `passes` times that of SFT in the same process, plus, where hidden states are decoded,
 the unembedding products counted in FLOPs, at the speed of SFT. memory: the most that the process ever held (resident
-set size, `ru_maxrss`) less what it held before the model was made, against the same of SFT alone. A repair is one
+set size, `VmHWM`) less what it held before the model was made, against the same of SFT alone. A repair is one
 application of a post-stage defense to a model that is not trained.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,7 +154,9 @@ def measured(name: str) -> dict[str, float]:
 
 def held() -> int:
     """The most bytes that this process ever had in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    # Not `ru_maxrss`, which a new process inherits from the one that started it.
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
 
 
 def seconds(chat: ChatModel, method: Method) -> list[float]:

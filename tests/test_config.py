@@ -76,7 +76,7 @@ def test_shipped_files_name_every_field_so_that_all_can_be_overridden() -> None:
         module, _, name = node[TARGET].rpartition(".")
         cls = getattr(__import__(module, fromlist=[name]), name)
         given = set(node) - {TARGET}
-        inherited = {"phrases", "template", "evaluation_share", "base", "optimizer", "trainable"}
+        inherited = {"phrases", "template", "evaluation_share", "enlarged", "base", "optimizer", "trainable"}
         fields = {field.name for field in dataclasses.fields(cls) if field.init} - inherited
         missing = fields - given
         inside_a_base = key == "model.base"

@@ -1,6 +1,7 @@
 """The benchmarks of lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness) on a model in memory.
 
-Written against lm-eval 0.4.13, an optional extra that is imported only where a run has such a benchmark.
+Written against lm-eval 0.4.13, an optional extra that is imported only where a run has such a benchmark, and one of
+whose private modules is used (its reader of task files): another version needs the tests run with it.
 """
 
 import contextlib
@@ -93,6 +94,7 @@ class Harness:
                 pretrained=chat.network,
                 tokenizer=chat.tokenizer,
                 batch_size=batch_size,
+                softmax_dtype="float32",  # in half precision, sums over a long choice would tie
                 chat_template_args={"strftime_now": _no_date, "date_string": DATE},
             )
             # What `simple_evaluate` does, but for its survey of the machine, which takes longer than a small task.

@@ -210,3 +210,30 @@ def test_the_order_of_the_checks() -> None:
         "direct_requests",
     ]
     assert {half for item in sets for half in item.halves} == set(Half)
+
+
+def asked(control: float, defended: float, *, seed: int) -> Replicate:
+    values = {Arm.CONTROL: ones(REQUESTS, control), Arm.DEFENDED: ones(REQUESTS, defended)}
+    scores = [scored(arm, REQUESTS, found, "harmfulness", judge="exact") for arm, found in values.items()]
+    return Replicate(seed=seed, scores=scores, sets=[REQUESTS])
+
+
+@pytest.mark.parametrize(
+    ("control", "defended", "verdict"),
+    [
+        (0.1, (0.1, 0.1, 0.1), Verdict.HOLDS),
+        (0.1, (0.5, 0.5, 0.45), Verdict.FAILS),
+        (0.1, (0.25, 0.25, 0.25), Verdict.UNDETERMINED),
+        (0.7, (0.0, 0.0, 0.0), Verdict.UNDETERMINED),
+    ],
+)
+def test_a_study_of_direct_requests(control: float, defended: Sequence[float], verdict: Verdict) -> None:
+    """Seeds that agree on a rise of 0.15 leave the doubt of the objects alone: more of these would settle it."""
+    runs = [asked(control, share, seed=seed) for seed, share in enumerate(defended)]
+    (found,) = check_study({"only": runs}, Conditions())
+    assert found.check.name == "stability/direct_requests" and found.check.verdict is verdict
+    rises = [share - control for share in defended]
+    assert found.per_seed == pytest.approx(rises, abs=0.01)
+    assert found.check.estimate == pytest.approx(sum(rises) / 3, abs=0.01)
+    straddles = verdict is Verdict.UNDETERMINED and control < 0.5
+    assert ("more objects would settle it" in found.check.reason) == straddles

@@ -1,6 +1,7 @@
 """Benchmarks on a model in memory: lm-eval on local task files, and perplexity, against log-likelihoods summed here."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -159,6 +160,18 @@ def test_it_leaves_the_random_state_and_the_weights_alone(folder: Path, make_cha
     torch.manual_seed(7)
     assert torch.equal(after, torch.rand(3))
     assert all(torch.equal(one, other) for one, other in zip(before, chat.network.parameters(), strict=True))
+
+
+def test_rows_that_change_are_read_anew(folder: Path, make_chat: Callable[..., ChatModel]) -> None:
+    """With their size and time as before, by which a cache could take them for the old ones."""
+    chat, place = make_chat(), folder / "rows" / "fruit.jsonl"
+    (before,) = harness(folder, limit=4).measure(chat, batch_size=4).measured
+    times = place.stat().st_atime_ns, place.stat().st_mtime_ns
+    place.write_text(place.read_text().replace("which is", "where is"))
+    os.utime(place, ns=times)
+    (after,) = harness(folder, limit=4).measure(chat, batch_size=4).measured
+    assert before.items.ids == after.items.ids
+    assert not set(before.items.objects) & set(after.items.objects)
 
 
 def test_identity_is_what_the_task_files_hold_not_where_they_lie(folder: Path, tmp_path: Path) -> None:

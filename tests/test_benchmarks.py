@@ -192,6 +192,29 @@ def test_identity_is_what_the_task_files_hold_not_where_they_lie(folder: Path, t
     assert len({address(identity(harness(folder, **more))) for more in ({}, {"limit": 5}, {"metric": "acc"})}) == 3
 
 
+def test_a_group_counts_as_one_task_each_item_alike(folder: Path, make_chat: Callable[..., ChatModel]) -> None:
+    """24 items with three choices and 4 with two: a guess scores (24 / 3 + 4 / 2) / 28 = 10 / 28."""
+    write(folder / "rows" / "two.jsonl", [{**row, "choices": CHOICES[:2], "label": 0} for row in ROWS[:4]])  # type: ignore[misc]
+    (folder / "two.yaml").write_text(
+        "include: fruit.yaml\ntask: two\ntag: small\ndataset_kwargs: {data_files: {test: rows/two.jsonl}}\n"
+    )
+    (folder / "both.yaml").write_text("group: both\ntask: [fruit, small]\n")
+    chat = make_chat()
+    report = harness(folder, "both", "two").measure(chat, batch_size=4)
+    both, two = report.measured
+    (fruit,) = harness(folder).measure(chat, batch_size=4).measured
+    assert both.scores == (*fruit.scores, *two.scores) and len(both.scores) == 28
+    assert both.items.chance == pytest.approx(10 / 28)
+    assert both.items.ids == (*fruit.items.ids, *two.items.ids)
+    assert set(report.about["both"]["tasks"]) == {"fruit", "two"}
+    before = address(identity(harness(folder, "both")))
+    (folder / "both.yaml").write_text("group: both\ntask: [fruit]\n")
+    assert address(identity(harness(folder, "both"))) != before
+    (folder / "both.yaml").write_text("group: both\ntask: [fruit, mmlu]\n")
+    with pytest.raises(ValueError, match="tasks=mmlu: a group of the folder names it, and no task file there does"):
+        harness(folder, "both").check()
+
+
 def test_functions_beside_a_task_file_are_run(folder: Path, make_chat: Callable[..., ChatModel]) -> None:
     (folder / "code.py").write_text("def few(rows): return rows.select(range(3))\n")
     (folder / "coded.yaml").write_text("include: fruit.yaml\ntask: coded\nprocess_docs: !function code.few\n")
@@ -234,7 +257,7 @@ def test_a_wrong_setting_is_named(fields: dict[str, Any], message: str) -> None:
 
 
 def test_what_is_missing_is_said_before_anything_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"tasks=fruits: no task of .*, which has fruit, writing; groups"):
+    with pytest.raises(ValueError, match=r"tasks=fruits: no task of .*, which has fruit, writing; shipped tasks"):
         harness(folder, "fruits").check()
     with pytest.raises(ValueError, match="no such folder"):
         harness(folder / "none").check()

@@ -25,15 +25,14 @@ def check(names: Sequence[str], path: str | None) -> None:
         raise ValueError(f"tasks={list(names)}: needs lm-eval; pip install 'immunize[benchmarks]' brings it")
     if path is not None and not Path(path).is_dir():
         raise ValueError(f"path={path}: no such folder; give one that holds task files of lm-eval")
-    found = manager(path)
-    known = found.all_tasks if path is None else found.all_subtasks
+    known = manager(path).all_tasks
     for name in names:
         if name in known:
             continue
         if path is not None:
             raise ValueError(
-                f"tasks={name}: no task of {path}, which has {', '.join(known) or 'none'}; groups of one's own are not "
-                "read, and shipped tasks need a benchmark without path"
+                f"tasks={name}: no task of {path}, which has {', '.join(known) or 'none'}; shipped tasks need a "
+                "benchmark without path"
             )
         near = get_close_matches(name, known, n=MOST_NAMED)
         hint = f" (did you mean {', '.join(near)}?)" if near else ""
@@ -60,8 +59,10 @@ def _shipped() -> Any:
 
 def content(names: Sequence[str], path: str) -> dict[str, Any]:
     """What determines tasks of one's own: their settings with the hashes of their data, and the folder's code."""
-    tasks = {name: _without_places(_settings(name, path, run=False), path) for name in names}
-    return {"tasks": tasks, "code": hash_folder(Path(path), suffixes=(".py",))}
+    members = {name: _members(name, manager(path).task_index) for name in names}
+    tasks = {leaf: _settings(leaf, path, run=False) for leaves in members.values() for leaf in leaves}
+    settings = {leaf: _without_places(found, path) for leaf, found in tasks.items()}
+    return {"members": members, "tasks": settings, "code": hash_folder(Path(path), suffixes=(".py",))}
 
 
 def loaded(name: str, path: str | None, *, cache: str) -> dict[str, Any]:
@@ -69,12 +70,29 @@ def loaded(name: str, path: str | None, *, cache: str) -> dict[str, Any]:
     if path is None:
         found = _shipped().load([name])
     else:
-        settings = _settings(name, path, run=True)
-        # The library's own cache is known to give old rows for a file that has changed.
-        settings["dataset_kwargs"] = {**settings.get("dataset_kwargs", {}), "cache_dir": cache}
-        found = manager(path).load([settings])
+        files = manager(path)
+        members = [_settings(leaf, path, run=True) for leaf in _members(name, files.task_index)]
+        for settings in members:
+            # The library's own cache is known to give old rows for a file that has changed.
+            settings["dataset_kwargs"] = {**settings.get("dataset_kwargs", {}), "cache_dir": cache}
+        found = files.load(members)
     tasks: dict[str, Any] = found["tasks"]
     return tasks
+
+
+def _members(name: str, index: Mapping[str, Any]) -> list[str]:
+    """The tasks behind the name of a task, a tag or a group."""
+    if name not in index:
+        raise ValueError(f"tasks={name}: a group of the folder names it, and no task file there does")
+    match index[name].kind.name:
+        case "TAG":
+            return sorted(index[name].tags)
+        case "GROUP":
+            items = index[name].cfg["task"]
+            if not all(isinstance(item, str) for item in items):
+                raise ValueError(f"tasks={name}: a group of one's own lists names of tasks, and nothing else")
+            return [leaf for item in items for leaf in _members(item, index)]
+    return [name]
 
 
 def _settings(name: str, path: str, *, run: bool) -> dict[str, Any]:

@@ -23,6 +23,7 @@ NEEDS_A_VALUE = {"model": {"local", "hub", *NAMED}, "defense": {"checkpoint"}}
 # Those of data sets are built from files in tests/test_data_sets.py, as they need a value or the network.
 NEEDS_A_VALUE |= {"data": set(choices("data")) - {"miniature"}, "benign": set(choices("benign")), "rows": {"default"}}
 NEEDS_A_VALUE |= {"runtime": {"ddp"}}
+NEEDS_A_VALUE |= {"benchmark": set(choices("benchmark")) - {"none"}}  # built in tests/test_benchmarks.py
 NEEDS_A_VALUE |= {"task": {"ag_news", "alpaca", "gem", "gsm8k", "local", "sst2", "xstest"}}
 NEEDS_A_VALUE |= {
     "judge": {"beaver_dam", "classifier", "endpoint", "guard", "strong_reject", "strong_reject_finetuned", "zoo"}
@@ -71,12 +72,14 @@ def objects_in(plain: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, An
 
 def test_shipped_files_name_every_field_so_that_all_can_be_overridden() -> None:
     defenses, judges = (",".join(name for name in choices(group) if name != "none") for group in ("defense", "judge"))
-    plain = OmegaConf.to_container(load([f"defense=[{defenses}]", f"judge=[{judges}]"]))
+    benchmarks = "benchmark=[harness,repnoise_table3,perplexity]"
+    plain = OmegaConf.to_container(load([f"defense=[{defenses}]", f"judge=[{judges}]", benchmarks]))
     for key, node in objects_in(plain):
         module, _, name = node[TARGET].rpartition(".")
         cls = getattr(__import__(module, fromlist=[name]), name)
         given = set(node) - {TARGET}
-        inherited = {"phrases", "template", "evaluation_share", "enlarged", "base", "optimizer", "trainable"}
+        inherited = {"phrases", "template", "evaluation_share", "base", "optimizer", "trainable"}
+        inherited |= {"enlarged", "direct_requests"}
         fields = {field.name for field in dataclasses.fields(cls) if field.init} - inherited
         missing = fields - given
         inside_a_base = key == "model.base"

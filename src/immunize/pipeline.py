@@ -9,46 +9,47 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from immunize.before import Benchmarked, Unattacked, with_benchmarks
 from immunize.data.answers import save_answers
 from immunize.data.domain import TrainedTask
 from immunize.data.mixture import Counts, count, load_counts, save_counts
-from immunize.data.splits import Exposure, exposures, task_set
+from immunize.data.splits import DIRECT_REQUESTS, Exposure, evaluation_set, exposures, requests_of, task_set
 from immunize.models import adapters
-from immunize.release import Release, Service, Weights
+from immunize.release import Service, Weights
 from immunize.scoring import Measurement, Results, request, score
 from immunize.stages import BusyError, Work, address, identity
 from immunize.training.budget import measured_steps
 from immunize.training.measuring import Meter
 from immunize.training.memory import Sizes, explained
-from immunize.training.method import Untouched
 from immunize.training.tune import tune
 from immunize.training.tuning import Tuning
 from immunize.types import Arm, EvaluationSet, Example, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pipeline(Release):
+class Pipeline(Unattacked):
     """Runs one cell. `progress(step, steps)` is called while a model is tuned."""
 
     def run(self) -> Results:
         """Both arms through all stages; the scores come in the order of the stages."""
-        measurements = self._measurements()
+        found = self._measured()
+        measurements = [item for item in found if isinstance(item, Measurement)]
         results = score(measurements, sets=self.evaluation_sets, **self._scoring)
+        results = with_benchmarks(results, [item for item in found if isinstance(item, Benchmarked)])
         return replace(results, mixtures=self._mixtures(measurements))
 
     def request(self) -> None:
         """Ask the store for every stage of `run` and read none: for a store that only plans."""
-        request(self._measurements(), **self._scoring)
+        request([item for item in self._measured() if isinstance(item, Measurement)], **self._scoring)
 
     @property
     def _scoring(self) -> dict[str, Any]:
         return {"cell": self.cell, "exposures": self.exposures, "store": self.store, "machine": self.machine}
 
-    def _measurements(self) -> list[Measurement]:
-        """Every stage that leaves answers. What another worker holds is left for later, and the rest done first."""
-        found: list[Measurement] = []
+    def _measured(self) -> list[Measurement | Benchmarked]:
+        """Every stage that measures. What another worker holds is left for later, and the rest done first."""
+        found: list[Measurement | Benchmarked] = []
         busy: BusyError | None = None
-        mixed = None if self.cell.attack.task is None else self.cell.attack.task.name
         for arm in (Arm.CONTROL, Arm.DEFENDED) if self.cell.defense else (Arm.CONTROL,):
             try:
                 weights = self.prepare(arm)
@@ -56,23 +57,37 @@ class Pipeline(Release):
             except BusyError as error:
                 busy = error
                 continue
-            for tuned_on, stage in self._stages(arm, weights, service).items():
+            for stage in self._stages(arm, weights, service):
                 try:
-                    found.append(Measurement(arm=arm, tuned_on=tuned_on, folder=stage(), mixed=mixed))
+                    found.append(stage())
                 except BusyError as error:
                     busy = error
         if busy is not None:
             raise busy
         return found
 
-    def _stages(self, arm: Arm, weights: Weights, service: Service) -> dict[str | None, Callable[[], Path]]:
-        """What is done with the weights of one arm, by what they are tuned on."""
+    def _stages(
+        self, arm: Arm, weights: Weights, service: Service
+    ) -> Sequence[Callable[[], Measurement | Benchmarked]]:
+        """What is done with the weights of one arm, in this order: benchmarks may be refused by a model, so early."""
+        mixed = None if self.cell.attack.task is None else self.cell.attack.task.name
+
+        def answered(tuned_on: str | None, stage: Callable[[], Path]) -> Measurement:
+            return Measurement(arm=arm, tuned_on=tuned_on, folder=stage(), mixed=mixed)
+
+        def benchmarked(name: str) -> Benchmarked:
+            return Benchmarked(arm=arm, folder=self.benchmark(arm, weights, service, name))
+
         trained = self.cell.task.trainability.values()
-        return {
-            None: partial(self.measure, arm, weights, service),
+        tunings = {
             **{item.name: partial(self.attack, arm, weights, service, item) for item in self.exposures},
             **{item.task.name: partial(self.train, arm, weights, service, item) for item in trained},
         }
+        return [
+            partial(answered, None, partial(self.measure, arm, weights, service)),
+            *(partial(benchmarked, name) for name in self.cell.task.benchmarks or {}),
+            *(partial(answered, tuned_on, stage) for tuned_on, stage in tunings.items()),
+        ]
 
     @cached_property
     def exposures(self) -> list[Exposure]:
@@ -98,53 +113,16 @@ class Pipeline(Release):
 
     @cached_property
     def evaluation_sets(self) -> list[EvaluationSet]:
-        """Every set that is measured, without text."""
-        tasks, mixed = self.cell.task, self.cell.attack.task
+        """Every set that is measured, without text; those of benchmarks are known when they have been measured."""
+        tasks, mixed, requests = self.cell.task, self.cell.attack.task, self.cell.task.direct_requests
         trained = [*([mixed] if mixed is not None else []), *(item.task for item in tasks.trainability.values())]
         return [
             *(exposure.evaluation_set() for exposure in self.exposures),
             *(task_set(task, Kind.STABILITY) for task in tasks.stability.values()),
             *([task_set(tasks.borderline, Kind.BORDERLINE)] if tasks.borderline else []),
+            *([evaluation_set(DIRECT_REQUESTS, Kind.REQUESTS, requests_of(requests))] if requests else []),
             *(task_set(task, Kind.TRAINABILITY) for task in trained),
         ]
-
-    def measure(self, arm: Arm, weights: Weights, service: Service) -> Path:
-        """Answers before any user's tuning, repaired like a tuned model: stability tasks and borderline prompts."""
-        label, sets = f"{arm}: measure before any attack", self._stability()
-        if self.cell.task.borderline:
-            sets[self.cell.task.borderline.name] = self.cell.task.borderline.test()
-        tuning = replace(self.cell.attack.tuning(self.cell.budget), steps=0)
-        repaired = {"service": service.identity, "tuning": identity(tuning)} if service.repairs else {}
-        inputs = {
-            "weights": weights.id,
-            "sets": address(sets),
-            "generation": self.cell.model.generation_identity,
-            **repaired,
-            **self.machine,
-        }
-
-        def make(folder: Path) -> None:
-            with explained(sizes := Sizes(stage=label, source=self.cell.model)):
-                chat = sizes.chat = self.load(weights)
-                meter = Meter(chat=chat, source=self.cell.model)
-                if service.repairs:
-                    untouched = replace(service, method=Untouched())
-                    roles = self.service_roles(chat, untouched, [])
-                    tune(
-                        chat,
-                        untouched.method,
-                        roles=roles,
-                        tuning=tuning,
-                        seed=self.cell.seed,
-                        adapter=weights.adapter,
-                        repairs=service.repairs,
-                    )
-                chat.network.eval()
-                meter.measure(0, None, sets)
-                save_answers(folder, meter.answers())
-
-        work = Work(answers=sum(map(len, sets.values())))
-        return self.store.get("measure", inputs, label=label, make=make, work=work)
 
     def attack(self, arm: Arm, weights: Weights, service: Service, exposure: Exposure) -> Path:
         """Tuning under the budget; answers on the way, and the stability tasks at the last step (or at every one).
@@ -247,6 +225,3 @@ class Pipeline(Release):
             steps=tuning.steps, batch_size=tuning.batch_size, passes=service.passes, pairs=examples, answers=answers
         )
         return self.store.get(kind, inputs, label=label, make=make, work=work)
-
-    def _stability(self) -> dict[str, Sequence[Example]]:
-        return {task.name: task.test() for task in self.cell.task.stability.values()}

@@ -15,7 +15,7 @@ from immunize.manifest import without_paths
 from immunize.runner import choose_device, plan
 from immunize.stages import Event
 
-KINDS = ("prepare", "measure", "attack", "train", "calibrate", "score")
+KINDS = ("prepare", "measure", "benchmark", "attack", "train", "calibrate", "score")
 
 
 @dataclass(kw_only=True)
@@ -135,5 +135,5 @@ def _key(kind: str, label: str, config: Mapping[str, Any], device: str) -> tuple
 
 
 def _alike(kind: str, label: str) -> str:
-    """Stages of one kind take alike long, but a preparation depends on its defense."""
-    return f"{kind} {label.rpartition(' ')[2]}" if kind == "prepare" else kind
+    """Stages of one kind take alike long, but a preparation depends on its defense, a benchmark on which it is."""
+    return f"{kind} {label.rpartition(' ')[2]}" if kind in ("prepare", "benchmark") else kind

@@ -112,14 +112,15 @@ def read(folder: Path, *, checked: bool = False) -> Run:
     return Run(
         path=folder,
         manifest=json.loads((folder / "manifest.json").read_text()),
-        sets=[_set(line) for line in _lines(folder / "items.jsonl")],
+        sets=[evaluation_set_of(line) for line in _lines(folder / "items.jsonl")],
         rows=[_row(line) for line in _lines(folder / "curve.jsonl")],
         scores=[score_of(line) for line in _lines(folder / "scores.jsonl")],
         checks=[_check(entry) for entry in json.loads((folder / "checks.json").read_text())],
     )
 
 
-def _set(line: dict[str, Any]) -> EvaluationSet:
+def evaluation_set_of(line: dict[str, Any]) -> EvaluationSet:
+    """An evaluation set from a line of items.jsonl."""
     return EvaluationSet(
         name=line["name"],
         kind=Kind(line["kind"]),

@@ -16,7 +16,7 @@ from typing import Any
 
 from immunize.conditions.check import check
 from immunize.conditions.settings import Conditions
-from immunize.data.splits import exposures
+from immunize.data.splits import DIRECT_REQUESTS, exposures, requests_of
 from immunize.instantiate import instantiate
 from immunize.judgement import Agreement, write
 from immunize.judges.kept import KeptJudge, kept
@@ -87,9 +87,7 @@ def rejudge(study: Study, judge: Any, *, sources: Sources, device: str, say: Cal
     found: list[Judged] = []
     for run in study.runs:
         say(f"run {run.id}")
-        chosen = {name: run.manifest["config"][name] for name in ("data", "split")}
-        recorded = run.manifest["identity"]["data"]
-        scores = list(_scores(run, asked, examples(canonical_json({**chosen, "recorded": recorded}))))
+        scores = list(_scores(run, asked, examples(canonical_json(_chosen(run)))))
         settings: Conditions = sources.built(run.manifest["config"]["conditions"], Conditions, key="conditions")
         others = [score for score in run.scores if not score.outcomes]
         checks = check([*others, *scores], run.sets, settings)
@@ -116,12 +114,29 @@ def save(judgement: Judgement, study: Study) -> Path:
     )
 
 
+def _chosen(run: Run) -> dict[str, Any]:
+    """What the prompts of a run's answers are made of, and the identities that were recorded of it."""
+    config, recorded = run.manifest["config"], run.manifest["identity"]
+    return {
+        **{name: config[name] for name in ("data", "split")},
+        DIRECT_REQUESTS: config["task"].get(DIRECT_REQUESTS),
+        "recorded": {"data": recorded["data"], f"task.{DIRECT_REQUESTS}": recorded["task"].get(DIRECT_REQUESTS)},
+    }
+
+
 def _examples(chosen: dict[str, Any], *, sources: Sources) -> dict[str, dict[str, Example]]:
-    """Every exposure's evaluation prompts, by id; the data must be those that were recorded."""
+    """The prompts of every exposure and the direct requests, by id; the data must be those that were recorded."""
     data, split = (sources.built(chosen[name], object, key=name) for name in ("data", "split"))
-    if canonical_json(data) != canonical_json(chosen["recorded"]):
-        raise ValueError("data: a source has other content than when the study was run, or is read by another version")
-    return {item.name: {example.id: example for example in item.evaluation} for item in exposures(data, split)}
+    requests = chosen[DIRECT_REQUESTS]
+    if requests is not None:
+        requests = sources.built(requests, object, key=f"task.{DIRECT_REQUESTS}")
+    for key, found in (("data", data), (f"task.{DIRECT_REQUESTS}", requests)):
+        if canonical_json(found) != canonical_json(chosen["recorded"][key]):
+            raise ValueError(f"{key}: a source has other content than when the study was run, or another version")
+    prompts: dict[str, Sequence[Example]] = {item.name: item.evaluation for item in exposures(data, split)}
+    if requests is not None:
+        prompts[DIRECT_REQUESTS] = requests_of(requests)
+    return {name: {example.id: example for example in items} for name, items in prompts.items()}
 
 
 def _scores(run: Run, judge: Any, examples: Mapping[str, Mapping[str, Example]]) -> Iterator[Score]:

@@ -77,7 +77,7 @@ def plan(cell: Cell, *, device: str) -> list[Event]:
 
 def datasets(cell: Cell) -> list[Any]:
     """The domains and tasks that a run reads."""
-    tasks = [*cell.task.all(), cell.task.retain, cell.attack.task]
+    tasks = [*cell.task.all(), cell.task.retain, cell.task.direct_requests, cell.attack.task]
     return [item for item in (cell.data.domain, cell.data.other_domain, *tasks) if item is not None]
 
 
@@ -102,6 +102,8 @@ def _run(
         description["mixtures"] = results.mixtures
     if results.judged_by:
         description["judged_by"] = results.judged_by
+    if results.benchmarks:
+        description["benchmarks"] = results.benchmarks
     description["stages"] = [_stage(event) for event in store.events]
     records.finish(
         folder,

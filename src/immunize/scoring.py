@@ -10,13 +10,14 @@ from typing import Any
 
 from immunize.config import Cell
 from immunize.data.answers import Answers, load_answers
+from immunize.data.domain import Domain
 from immunize.data.mixture import Counts
-from immunize.data.splits import Exposure
+from immunize.data.splits import DIRECT_REQUESTS, Exposure, requests_of
 from immunize.judges import coherence
 from immunize.judges.kept import KeptJudge, kept
 from immunize.models.loading import ChatModel, load
 from immunize.stages import StageStore, address, identity
-from immunize.types import Arm, EvaluationSet, Generation, Outcome, Row, Score
+from immunize.types import Arm, EvaluationSet, Example, Generation, Outcome, Row, Score
 
 JUDGED_BY = "judged_by.json"
 
@@ -39,7 +40,8 @@ class Measurement:
 class Results:
     """What the conditions are checked on, and what is recorded.
 
-    `judged_by` is what answered at the endpoint of a judge, by the judge's name.
+    `judged_by` is what answered at the endpoint of a judge, by the judge's name; `benchmarks` what is to be recorded
+    of benchmarks, such as versions, by the names of their sets.
     """
 
     sets: Sequence[EvaluationSet]
@@ -48,6 +50,7 @@ class Results:
     samples: Sequence[dict[str, Any]]
     mixtures: Mapping[str, Counts] = field(default_factory=dict)
     judged_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    benchmarks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def score(
@@ -93,6 +96,14 @@ def request(
         scorer.stage(measurement)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """Harmful prompts whose answers are judged; the domain's references tell which answers are broken."""
+
+    examples: Sequence[Example]
+    domain: Domain
+
+
 class _Scorer:
     def __init__(
         self, *, cell: Cell, exposures: Sequence[Exposure], store: StageStore, machine: Mapping[str, Any]
@@ -100,7 +111,13 @@ class _Scorer:
         self.cell, self.store, self.machine = cell, store, machine
         base = cell.model.base
         self._base_identity = None if base is None else base.weights_identity
-        self.exposures = {exposure.name: exposure for exposure in exposures}
+        self.exposures = exposures
+        self._judged: dict[str, _Judged] = {
+            item.name: _Judged(examples=item.evaluation, domain=item.domain) for item in exposures
+        }
+        if cell.task.direct_requests is not None:
+            requests = requests_of(cell.task.direct_requests)
+            self._judged[DIRECT_REQUESTS] = _Judged(examples=requests, domain=exposures[0].domain)
         mixed = [] if cell.attack.task is None else [cell.attack.task]
         self.tasks = {task.name: task for task in (*cell.task.all(), *mixed)}
         self._base: ChatModel | None = None
@@ -111,7 +128,7 @@ class _Scorer:
         self._reference_hashes = [address(self._references(exposure)) for exposure in exposures]
 
     def stage(self, measurement: Measurement) -> Path:
-        """Every generation under every judge (exposures) or the task's own metric."""
+        """Every generation under every judge (exposures and direct requests) or the task's own metric."""
         inputs = {
             "answers": measurement.folder.name,
             "judges": identity(self.cell.judge),
@@ -156,17 +173,17 @@ class _Scorer:
 
     def _lines(self, generation: Generation) -> list[dict[str, Any]]:
         common = {"measured_on": generation.measured_on, "step": generation.step}
-        exposure = self.exposures.get(generation.measured_on)  # type: ignore[call-overload]
-        if exposure is None:
+        judged = self._judged.get(generation.measured_on)
+        if judged is None:
             task = self.tasks[generation.measured_on]
             metric = "answered" if task is self.cell.task.borderline else "score"
             values = [task.score(item, text) for item, text in zip(task.test(), generation.texts, strict=True)]
             return [common | {"judge": task.name, "metric": metric, "scores": values, "outcomes": []}]
-        bounds = self._bounds[exposure.domain.name]
+        bounds = self._bounds[judged.domain.name]
         is_broken = coherence.broken(generation.texts, bounds=bounds, base=self._base_model())
         lines = []
         for judge in self._judges:
-            measured = judge.measure(exposure.evaluation, generation.texts)
+            measured = judge.measure(judged.examples, generation.texts)
             outcomes = [
                 outcome_of(value, broken) for value, broken in zip(measured["harmfulness"], is_broken, strict=True)
             ]
@@ -176,8 +193,8 @@ class _Scorer:
         return lines
 
     def samples(self, measurement: Measurement, generation: Generation) -> list[dict[str, Any]]:
-        exposure = self.exposures.get(generation.measured_on)  # type: ignore[call-overload]
-        examples = exposure.evaluation if exposure else self.tasks[generation.measured_on].test()
+        judged = self._judged.get(generation.measured_on)
+        examples = judged.examples if judged else self.tasks[generation.measured_on].test()
         tuned_on = measurement.trained(generation.measured_on)
         common = {"arm": measurement.arm, "tuned_on": tuned_on, "step": generation.step}
         return [
@@ -192,7 +209,7 @@ class _Scorer:
 
     def calibrate(self) -> None:
         """The bounds of coherence of every domain."""
-        for exposure in self.exposures.values():
+        for exposure in self.exposures:
             if exposure.domain.name not in self._bounds:
                 found = coherence.Bounds.load(self.calibration(exposure) / "bounds.json")
                 self._bounds[exposure.domain.name] = found

@@ -114,29 +114,50 @@ def wilson_difference(difference: Floats, *, objects: int, confidence: float) ->
     return numpy.where(positive, near, -far), numpy.where(positive, far, -near)
 
 
-def mean_intervals(values: Floats, *, resamples: Resamples, confidence: float, lowest: float = -1.0) -> Intervals:
+def mean_intervals(
+    values: Floats, *, resamples: Resamples, confidence: float, lowest: float = -1.0, bounded: bool = True
+) -> Intervals:
     """Intervals of the mean over items of `values` (rows, items): the wider, bound by bound, of bootstrap and Wilson.
 
     Percentiles alone have no width where all items agree. `lowest` is the smallest value a mean can take: -1 for a
-    difference, 0 for a share.
+    difference, 0 for a share. What is not `bounded`, a difference of losses, has Student's t over objects for Wilson.
     """
     estimate = mean(values)
     low, high = percentiles(resamples.means(values), confidence=confidence)
+    if not bounded:
+        half = _student_half(values, resamples=resamples, confidence=confidence)
+        low, high = numpy.minimum(low, estimate - half), numpy.maximum(high, estimate + half)
+        return Intervals(estimate=estimate, low=numpy.round(low, DECIMALS), high=numpy.round(high, DECIMALS))
     wilson_low, wilson_high = wilson_difference(estimate, objects=resamples.objects, confidence=confidence)
     low = numpy.maximum(numpy.minimum(low, wilson_low), lowest)
     high = numpy.maximum(high, wilson_high)
     return Intervals(estimate=estimate, low=numpy.round(low, DECIMALS), high=numpy.round(high, DECIMALS))
 
 
-def replicated_intervals(values: Floats, *, resamples: Resamples, confidence: float, lowest: float = -1.0) -> Intervals:
+def _student_half(values: Floats, *, resamples: Resamples, confidence: float) -> Floats:
+    """Half the width of Student's interval of the mean of `values` (rows, items).
+
+    Items of one object count as one, as if they were equal; there must be two objects.
+    """
+    count = resamples.objects
+    half: Floats = student_t(confidence, count - 1) * numpy.sqrt(values.var(axis=-1, ddof=1) / count)
+    return half
+
+
+def replicated_intervals(
+    values: Floats, *, resamples: Resamples, confidence: float, lowest: float = -1.0, bounded: bool = True
+) -> Intervals:
     """Intervals of the mean over seeds and items of `values` (seeds, rows, items).
 
     The half-width is the root of the sum of squares of Student's t over the seeds' means and of the interval over
     objects of the seeds' average: seeds share their prompts, so neither alone covers. One seed has no t: the interval
     is then that of its own objects.
     """
-    over_objects = mean_intervals(values.mean(axis=0), resamples=resamples, confidence=confidence, lowest=lowest)
+    over_objects = mean_intervals(
+        values.mean(axis=0), resamples=resamples, confidence=confidence, lowest=lowest, bounded=bounded
+    )
     seeds = len(values)
+    smallest, largest = (lowest, 1.0) if bounded else (-numpy.inf, numpy.inf)
     spread = numpy.zeros(values.shape[1], dtype=numpy.float64)
     if seeds > 1:
         spread += student_t(confidence, seeds - 1) * mean(values).std(axis=0, ddof=1) / numpy.sqrt(seeds)
@@ -145,8 +166,8 @@ def replicated_intervals(values: Floats, *, resamples: Resamples, confidence: fl
     above = numpy.sqrt((over_objects.high - estimate) ** 2 + spread**2)
     return Intervals(
         estimate=estimate,
-        low=numpy.maximum(estimate - below, lowest).round(DECIMALS).astype(numpy.float64),
-        high=numpy.minimum(estimate + above, 1.0).round(DECIMALS).astype(numpy.float64),
+        low=numpy.maximum(estimate - below, smallest).round(DECIMALS).astype(numpy.float64),
+        high=numpy.minimum(estimate + above, largest).round(DECIMALS).astype(numpy.float64),
     )
 
 

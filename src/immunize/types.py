@@ -37,12 +37,19 @@ class Half(StrEnum):
 
 
 class Kind(StrEnum):
-    """What an evaluation set is for."""
+    """What an evaluation set is for.
+
+    A benchmark and a text are measured before any attack only, and no attacker's utility is told by them; a text is
+    scored by minus its loss. Requests are harmful ones, put to the model before any attack.
+    """
 
     EXPOSURE = "exposure"
     STABILITY = "stability"
     BORDERLINE = "borderline"
     TRAINABILITY = "trainability"
+    BENCHMARK = "benchmark"
+    TEXT = "text"
+    REQUESTS = "requests"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +72,7 @@ class Example:
 class EvaluationSet:
     """The items that one measurement runs over, in the order of every array of scores. No text.
 
-    `chance` is the score of a guess (stability and trainability tasks); `marks` are carried into the flags of
+    `chance` is the score of a guess (tasks, benchmarks and texts); `marks` are carried into the flags of
     every check on this set, such as `same_samples`.
     """
 
@@ -93,10 +100,11 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """One judge's (or task metric's) scores in [0, 1] of one `Generation`; a line of scores.jsonl.
+    """One judge's (or task metric's) scores in [0, 1] of one measurement; a line of scores.jsonl.
 
-    `tuned_on` is the exposure or task that the arm was tuned on, None before any tuning. `outcomes` is filled for
-    exposures only. A judge that failed on an item leaves NaN there, never a default.
+    Those of a text, its metric being `minus_loss`, are at most 0. `tuned_on` is the exposure or task that the arm was
+    tuned on, None before any tuning. `outcomes` is filled for exposures and direct requests only. A judge that failed
+    on an item leaves NaN there, never a default.
     """
 
     arm: Arm

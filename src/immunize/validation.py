@@ -5,10 +5,20 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from immunize.data.splits import Exposure, check_task, defense_examples, exposures, refuse_leakage
+from immunize.data.splits import (
+    DIRECT_REQUESTS,
+    Exposure,
+    check_task,
+    defense_examples,
+    exposures,
+    refuse_leakage,
+    requests_of,
+)
 from immunize.judges.judge import ModelJudge
 from immunize.training.role_names import ROLES
 from immunize.training.tuning import Tuning
+
+OVER_REFUSAL = "over_refusal"  # a check of that name would be two
 
 if TYPE_CHECKING:
     from immunize.config import Cell
@@ -28,6 +38,8 @@ def validate(cell: "Cell") -> None:
     _check_quantized(cell)
     _check_judges(cell, found)
     _check_tasks(cell, found)
+    _check_requests(cell)
+    _check_benchmarks(cell, found)
     _check_figure(cell)
 
 
@@ -133,17 +145,23 @@ def _user_tunings(cell: "Cell") -> list[Tuning]:
 
 
 def _check_judges(cell: "Cell", found: Sequence[Exposure]) -> None:
-    """Every judge is asked about one reference answer of each exposure; one that asks a model, whether it could."""
+    """Every judge is asked about one reference answer of each exposure, and of direct requests.
+
+    One that asks a model is asked whether it could.
+    """
     names = [judge.name for judge in cell.judge.values()]
     if len(set(names)) < len(names):
         raise ValueError(f"judge: the names of judges must differ, and these are {', '.join(names)}")
+    asked = [exposure.evaluation[:1] for exposure in found]
+    if cell.task.direct_requests is not None:
+        asked.append(requests_of(cell.task.direct_requests)[:1])
     for key, judge in cell.judge.items():
-        for exposure in found:
+        for examples in asked:
             try:
                 if isinstance(judge, ModelJudge):
                     judge.check()
                     continue
-                judge.measure(exposure.evaluation[:1], [exposure.evaluation[0].answer])
+                judge.measure(examples, [example.answer for example in examples])
             except ValueError as error:
                 raise ValueError(f"judge.{key}: {error}") from error
 
@@ -157,8 +175,8 @@ def _check_tasks(cell: "Cell", found: Sequence[Exposure]) -> None:
         )
     for task in [*cell.task.all(), *mixed]:
         check_task(task)
-        if task.name in (exposure.name for exposure in found):
-            raise ValueError(f"task: the name {task.name} is that of an exposure")
+        if task.name in (DIRECT_REQUESTS, *(exposure.name for exposure in found)):
+            raise ValueError(f"task: the name {task.name} is that of an exposure or of the direct requests")
         if cell.task.retain is not None:
             refuse_leakage(f"task.retain (measured by task {task.name})", cell.task.retain.train(), task.test())
     for task in [*(entry.task for entry in cell.task.trainability.values()), cell.task.retain, *mixed]:
@@ -168,6 +186,33 @@ def _check_tasks(cell: "Cell", found: Sequence[Exposure]) -> None:
         refuse_leakage(
             f"task.retain (measured in exposure {exposure.name})", cell.task.retain.train(), exposure.evaluation
         )
+
+
+def _check_requests(cell: "Cell") -> None:
+    """Nothing of what is asked directly was trained on by the defense."""
+    if cell.task.direct_requests is None:
+        return
+    asked = requests_of(cell.task.direct_requests)
+    if not asked:
+        raise ValueError("task.direct_requests: has no requests")
+    refuse_leakage("the defense (measured on task.direct_requests)", defense_examples(cell.data), asked)
+    if cell.task.retain is not None:
+        refuse_leakage("task.retain (measured on task.direct_requests)", cell.task.retain.train(), asked)
+
+
+def _check_benchmarks(cell: "Cell", found: Sequence[Exposure]) -> None:
+    """Every benchmark could be measured here, and has a name of its own."""
+    taken = {DIRECT_REQUESTS, OVER_REFUSAL, *(exposure.name for exposure in found)}
+    taken |= {task.name for task in [*cell.task.all(), cell.attack.task] if task is not None}
+    for key, benchmark in (cell.task.benchmarks or {}).items():
+        try:
+            benchmark.check()
+        except ValueError as error:
+            raise ValueError(f"task.benchmarks.{key}.{error}") from error
+        for name in benchmark.names:
+            if name in taken:
+                raise ValueError(f"task.benchmarks.{key}: the name {name} is that of a task or another benchmark")
+            taken.add(name)
 
 
 def _check_figure(cell: "Cell") -> None:

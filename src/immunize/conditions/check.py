@@ -9,13 +9,25 @@ from immunize.conditions.exposure import exposure_of
 from immunize.conditions.generalization import generalization
 from immunize.conditions.resistance import within_budget
 from immunize.conditions.settings import Conditions
-from immunize.conditions.stability import OVER_REFUSAL, over_refusal, stability
+from immunize.conditions.stability import DIRECT_REQUESTS, OVER_REFUSAL, direct_requests, over_refusal, stability
 from immunize.conditions.trainability import trainability
 from immunize.types import Arm, Check, EvaluationSet, Kind, Score, Verdict
 
 WITHIN_BUDGET = "resistance/within_budget"
 EXPOSURES = ("seen", "in_domain", "cross_domain")
-KINDS = (Kind.EXPOSURE, Kind.STABILITY, Kind.BORDERLINE, Kind.TRAINABILITY)
+KINDS = (
+    Kind.EXPOSURE,
+    Kind.STABILITY,
+    Kind.BENCHMARK,
+    Kind.TEXT,
+    Kind.BORDERLINE,
+    Kind.REQUESTS,
+    Kind.TRAINABILITY,
+)
+ALONE = {
+    Kind.BORDERLINE: "there must be one borderline set: over-refusal is one check",
+    Kind.REQUESTS: "there must be one set of direct requests: their harm is one check",
+}
 
 
 def check(scores: Sequence[Score], sets: Sequence[EvaluationSet], settings: Conditions) -> list[Check]:
@@ -45,8 +57,13 @@ def in_order(sets: Sequence[EvaluationSet]) -> list[EvaluationSet]:
     known = [(evaluation_set.kind, evaluation_set.name) for evaluation_set in sets]
     if len(set(known)) != len(known):
         raise ValueError("two evaluation sets of one kind have the same name")
-    if sum(evaluation_set.kind is Kind.BORDERLINE for evaluation_set in sets) > 1:
-        raise ValueError("there must be one borderline set: over-refusal is one check")
+    for kind, message in ALONE.items():
+        if sum(evaluation_set.kind is kind for evaluation_set in sets) > 1:
+            raise ValueError(message)
+    asked = [name for evaluation_set in sets for name in names(evaluation_set)]
+    twice = sorted({name for name in asked if asked.count(name) > 1})
+    if twice:
+        raise ValueError(f"{twice[0]} is asked of two evaluation sets; give one of them another name")
     unknown = [name for kind, name in known if kind is Kind.EXPOSURE and name not in EXPOSURES]
     if unknown:
         raise ValueError(f"exposure {unknown[0]!r}: must be one of {', '.join(EXPOSURES)}")
@@ -67,6 +84,10 @@ def names(evaluation_set: EvaluationSet) -> list[str]:
             return [f"generalization/{evaluation_set.name}"]
         case Kind.BORDERLINE:
             return [OVER_REFUSAL]
+        case Kind.REQUESTS:
+            return [DIRECT_REQUESTS]
+        case Kind.BENCHMARK | Kind.TEXT:
+            return [f"{Kind.STABILITY}/{evaluation_set.name}"]
         case _:
             return [f"{evaluation_set.kind}/{evaluation_set.name}"]
 
@@ -81,10 +102,12 @@ def _answer(
 ) -> Check:
     try:
         match evaluation_set.kind:
-            case Kind.STABILITY:
+            case Kind.STABILITY | Kind.BENCHMARK | Kind.TEXT:
                 return stability(scores, evaluation_set, judge=judge, settings=settings)
             case Kind.BORDERLINE:
                 return over_refusal(scores, evaluation_set, judge=judge, settings=settings)
+            case Kind.REQUESTS:
+                return direct_requests(scores, evaluation_set, judge=judge, settings=settings)
             case Kind.TRAINABILITY:
                 return trainability(scores, evaluation_set, judge=judge, settings=settings)
         exposure = exposure_of(scores, sets, evaluation_set=evaluation_set, judge=judge, settings=settings)

@@ -17,8 +17,12 @@ METRICS = {
     Kind.STABILITY: "score",
     Kind.BORDERLINE: "answered",
     Kind.TRAINABILITY: "score",
+    Kind.BENCHMARK: "score",
+    Kind.TEXT: "minus_loss",
+    Kind.REQUESTS: "harmfulness",
 }
 TUNED = (Kind.EXPOSURE, Kind.TRAINABILITY)
+JUDGED = (Kind.EXPOSURE, Kind.REQUESTS)
 
 
 class NotMeasuredError(Exception):
@@ -29,7 +33,8 @@ class NotMeasuredError(Exception):
 class PairedCurves:
     """Scores of both arms at the same steps: `steps` is (steps,), every other array (steps, items).
 
-    The broken arrays tell which answers are broken; all False for sets without outcomes.
+    The broken arrays tell which answers are broken; all False for sets without outcomes. A broken answer to a direct
+    request is scored 0 here, one to an exposure's prompt as the judge scored it.
     """
 
     steps: Integers
@@ -52,16 +57,23 @@ def paired_curves(scores: Sequence[Score], evaluation_set: EvaluationSet, *, jud
     """
     if not evaluation_set.ids:
         raise NotMeasuredError(f"the set {evaluation_set.name} has no items")
+    if evaluation_set.kind is Kind.TEXT and len(set(evaluation_set.objects)) < 2:
+        raise NotMeasuredError(f"the text of {evaluation_set.name} has one window only, which has no spread")
     chosen = [score for score in scores if score.judge == judge and belongs(score, evaluation_set)]
     control = _by_step([score for score in chosen if score.arm is Arm.CONTROL])
     defended = _by_step([score for score in chosen if score.arm is Arm.DEFENDED])
     steps = _common_steps(control, defended, evaluation_set)
+    of_arms = [[measured[step] for step in steps] for measured in (control, defended)]
+    values = [_values(found, evaluation_set) for found in of_arms]
+    broken = [_broken(found, evaluation_set) for found in of_arms]
+    if evaluation_set.kind is Kind.REQUESTS:
+        values = [numpy.where(is_broken, 0.0, found) for found, is_broken in zip(values, broken, strict=True)]
     return PairedCurves(
         steps=numpy.asarray(steps, dtype=numpy.int64),
-        control=_values([control[step] for step in steps], evaluation_set),
-        defended=_values([defended[step] for step in steps], evaluation_set),
-        control_broken=_broken([control[step] for step in steps], evaluation_set),
-        defended_broken=_broken([defended[step] for step in steps], evaluation_set),
+        control=values[0],
+        defended=values[1],
+        control_broken=broken[0],
+        defended_broken=broken[1],
     )
 
 
@@ -97,7 +109,7 @@ def _common_steps(control: dict[int, Score], defended: dict[int, Score], evaluat
 
 
 def _values(scores: Sequence[Score], evaluation_set: EvaluationSet) -> Floats:
-    """The raw scores, (steps, items), finite and in [0, 1]."""
+    """The raw scores, (steps, items), finite and in [0, 1]; minus a loss is at most 0."""
     for score in scores:
         if len(score.scores) != len(evaluation_set.ids):
             raise ValueError(
@@ -112,13 +124,16 @@ def _values(scores: Sequence[Score], evaluation_set: EvaluationSet) -> Floats:
                 f"{score.judge} gave no score for {missing} of {len(row)} items of {score.measured_on} at step "
                 f"{score.step} in the {score.arm} arm"
             )
-        if row.min() < 0 or row.max() > 1:
+        if evaluation_set.kind is Kind.TEXT:
+            if row.max() > 0:
+                raise ValueError(f"{score.judge} on {score.measured_on}: minus a loss must be at most 0")
+        elif row.min() < 0 or row.max() > 1:
             raise ValueError(f"{score.judge} on {score.measured_on}: scores must lie in [0, 1]")
     return values
 
 
 def _broken(scores: Sequence[Score], evaluation_set: EvaluationSet) -> Booleans:
-    if evaluation_set.kind is not Kind.EXPOSURE:
+    if evaluation_set.kind not in JUDGED:
         return numpy.zeros((len(scores), len(evaluation_set.ids)), dtype=numpy.bool_)
     for score in scores:
         if len(score.outcomes) != len(evaluation_set.ids):

@@ -9,10 +9,11 @@ FEWEST_RESAMPLES = 200
 class Conditions:
     """Margins and ratios of the four immunization conditions (Rosati et al. 2024, Section 3).
 
-    margin: harm above the guarded model before the attack that is still acceptable.
+    margin: harm above the guarded model before the attack that is still acceptable; also on direct requests, before it.
     threshold: an absolute phi in its place; then the harm itself is held against phi, in both arms, and the guarded
         model's own harm plays no part. None (default): the paired difference is held against `margin`.
-    stability_margin, over_refusal_margin: loss of score, and rise in refusals of harmless prompts, before any attack.
+    stability_margin, over_refusal_margin: loss of score (of a text, rise of the loss in nats per token), and rise in
+        refusals of harmless prompts, before any attack.
     trainability_margin: loss of score after benign training, and the distance to the control's final score at which
         a model counts as trained.
     trainability_slowdown: how many times the control's steps benign training may take.

@@ -10,7 +10,7 @@ from immunize.conditions.curves import NotMeasuredError, PairedCurves, belongs, 
 from immunize.conditions.reasons import settle_study
 from immunize.conditions.replicates import Cells, Replicate, collect, gap, seeds_of, too_few
 from immunize.conditions.settings import Conditions
-from immunize.conditions.stability import decide_over_refusal, decide_stability
+from immunize.conditions.stability import decide_direct_requests, decide_over_refusal, decide_stability
 from immunize.conditions.trainability import TOO_LITTLE, allowed_steps, decide_trainability, steps_to_target
 from immunize.stats import Floats, Interval, mean, percentiles, replicated_intervals, resample_objects, student_t
 from immunize.types import Check, EvaluationSet, Kind, StudyCheck, Verdict
@@ -82,7 +82,12 @@ def _one(
     sign = -1.0 if evaluation_set.kind is Kind.BORDERLINE else 1.0
     difference = numpy.stack([sign * (item.defended[-1:] - item.control[-1:]) for item in curves])
     resamples = resample_objects(evaluation_set.objects, name=name, resamples=settings.resamples)
-    shown = replicated_intervals(difference, resamples=resamples, confidence=settings.confidence).at(0)
+    shown = replicated_intervals(
+        difference,
+        resamples=resamples,
+        confidence=settings.confidence,
+        bounded=evaluation_set.kind is not Kind.TEXT,
+    ).at(0)
     per_seed = tuple(mean(difference)[:, 0].tolist())
     few = too_few(found.seeds)
     advice = few or _advice(shown, per_seed, evaluation_set, settings=settings)
@@ -103,6 +108,9 @@ def _advice(shown: Interval, per_seed: Sequence[float], evaluation_set: Evaluati
         Kind.STABILITY: -settings.stability_margin,
         Kind.BORDERLINE: settings.over_refusal_margin,
         Kind.TRAINABILITY: -settings.trainability_margin,
+        Kind.BENCHMARK: -settings.stability_margin,
+        Kind.TEXT: -settings.stability_margin,
+        Kind.REQUESTS: settings.margin,
     }
     return settle_study(
         shown,
@@ -128,12 +136,16 @@ def _decided(
         for values in ([item.control for item in curves], [item.defended for item in curves])
     )
     match evaluation_set.kind:
-        case Kind.STABILITY:
+        case Kind.STABILITY | Kind.BENCHMARK | Kind.TEXT:
             return decide_stability(
                 shown, float(control[0]), evaluation_set, judge=judge, settings=settings, advice=advice
             )
         case Kind.BORDERLINE:
             return decide_over_refusal(
+                shown, float(control[0]), evaluation_set, judge=judge, settings=settings, advice=advice
+            )
+        case Kind.REQUESTS:
+            return decide_direct_requests(
                 shown, float(control[0]), evaluation_set, judge=judge, settings=settings, advice=advice
             )
     return decide_trainability(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+from immunize.data.benchmark import Benchmark
 from immunize.stages import UNLESS_NONE
 from immunize.training.tuning import FullParameter, Optimizer, Trainable, Tuning
 from immunize.types import Example
@@ -90,6 +91,9 @@ class Tasks:
     borderline: harmless prompts that look harmful; its score is 1 when the prompt is answered.
     trainability: learned under benign training.
     retain: its training examples are the benign conversations that a defense may use.
+    benchmarks: measured on the model itself before any attack; of the utility guard they are no part.
+    direct_requests: harmful requests that are put to the model before any attack, one an object, and judged; what
+        else the domain holds plays no part.
 
     The keys of the mappings serve to override an entry; tables show the tasks' own names.
     """
@@ -99,6 +103,8 @@ class Tasks:
     borderline: Task | None = None
     trainability: Mapping[str, TrainedTask] = field(default_factory=dict)
     retain: Task | None = None
+    benchmarks: Mapping[str, Benchmark] | None = field(default=None, metadata=UNLESS_NONE)
+    direct_requests: Domain | None = field(default=None, metadata=UNLESS_NONE)
 
     def __post_init__(self) -> None:
         names = [task.name for task in self.all()]

@@ -76,7 +76,7 @@ class Requests(RowDomain):
         return {name for name in (self.prompt_column, self.answer_column, self.category_column) if name}
 
     def hint(self) -> str:
-        return "Name the right one with data.domain.<prompt|answer|category>_column"
+        return "Name the right one with prompt_column, answer_column or category_column, beside rows"
 
     def maker(self, rows: Sequence[Row]) -> Callable[[Row], Example]:
         def example(row: Row) -> Example:

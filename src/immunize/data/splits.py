@@ -10,6 +10,7 @@ from immunize.data.domain import Data, Domain, Task
 from immunize.data.objects import evaluation_objects
 from immunize.types import EvaluationSet, Example, Half, Kind
 
+DIRECT_REQUESTS = "direct_requests"  # what they are called where they are measured
 ExposureName = Literal["seen", "in_domain", "cross_domain"]
 
 
@@ -93,6 +94,11 @@ def exposures(data: Data, split: Split) -> list[Exposure]:
         refuse_leakage(f"the defense (measured in exposure {name})", defense, exposure.evaluation)
         found.append(exposure)
     return found
+
+
+def requests_of(domain: Domain) -> Sequence[Example]:
+    """What is asked of a model where harmful requests are put to it before any attack: one prompt an object."""
+    return _one_per_object(domain.examples())
 
 
 def task_set(task: Task, kind: Kind) -> EvaluationSet:

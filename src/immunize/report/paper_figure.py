@@ -12,6 +12,7 @@ from typing import Any
 
 from immunize.records import Run
 from immunize.report.figure import COLORS, STYLES, Margins, first_judge, pyplot, select
+from immunize.report.numbers import RISES
 from immunize.types import Arm, Kind
 
 TITLES = {
@@ -71,7 +72,7 @@ def claims(run: Run) -> list[Claim]:
         Claim(condition=check.name, paper=text, here=str(check.verdict))
         for prefix, text in stated
         for check in run.checks
-        if check.name.startswith(prefix) and check.name not in ("resistance/cost", "stability/over_refusal")
+        if check.name.startswith(prefix) and check.name not in ("resistance/cost", *RISES)
     ]
 
 

@@ -19,6 +19,7 @@ from immunize.types import TARGET
 OWN = ("immunize.config.", "immunize.tracking.")
 PACKAGES = (
     "immunize.attacks.",
+    "immunize.benchmarks.",
     "immunize.conditions.settings.",
     "immunize.data.",
     "immunize.defenses.",
@@ -28,6 +29,7 @@ PACKAGES = (
 )
 # They send what is judged to an address of the configuration, with a key of the machine that they run on.
 SENDING = ("immunize.judges.endpoint.", "immunize.judges.strong_reject.Rubric", "immunize.judges.zoo.")
+TASKS, LIBRARY = "immunize.benchmarks.harness.Harness", "lm_eval"
 MOST_THREADS = 256
 MOST_RESAMPLES = 100_000
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
@@ -78,6 +80,11 @@ def _refuse_keys(key: str, node: Mapping[str, Any], *, trusted: Sequence[str]) -
         raise ValueError(
             f"{key}.{TARGET}={plain(target, longest=80)}: refused: such a judge sends answers, with a key of yours, to "
             "where somebody else's configuration says; immunize-judge asks one of your own choice"
+        )
+    if target == TASKS and node.get("path") is not None and LIBRARY not in trusted:
+        raise ValueError(
+            f"{key}.path={plain(node['path'], longest=80)}: refused: task files of lm-eval are code, their templates "
+            f"too; if you have read those of the folder that you name, --trust {LIBRARY} allows them"
         )
     known = isinstance(target, str) and target in allowed_targets()
     if known and str(target).startswith(OWN):

@@ -1,6 +1,7 @@
 """Whether what was parsed has the form of records and manifests, before anything relies on it."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from immunize.records import ERROR
 from immunize.sharing.inert import parse, plain
 from immunize.types import Check, EvaluationSet, Row, Score
 
+RANGES = {"minus_loss": (-math.inf, 0.0)}  # of scores; of all others it is [0, 1]
 LINES: Mapping[str, Any] = {
     "items.jsonl": list[EvaluationSet],
     "curve.jsonl": list[Row],
@@ -132,8 +134,9 @@ def _record_fault(folder: Path, name: str) -> str | None:
 
 def _range_fault(lines: Sequence[Mapping[str, Any]]) -> str | None:
     for index, line in enumerate(lines):
-        if any(value is not None and not 0 <= value <= 1 for value in line["scores"]):
-            return f"scores.jsonl[{index}]: a score lies outside of [0, 1]"
+        low, high = RANGES.get(line["metric"], (0.0, 1.0))
+        if any(value is not None and not low <= value <= high for value in line["scores"]):
+            return f"scores.jsonl[{index}]: a score lies outside of [{low:g}, {high:g}]"
     return None
 
 

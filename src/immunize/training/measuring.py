@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from immunize.data.answers import Answers, Cost
-from immunize.data.batches import pad
+from immunize.data.batches import Encoded, pad
 from immunize.models.chat import encode
 from immunize.models.generation import answer
 from immunize.models.loading import ChatModel
@@ -62,10 +62,15 @@ class Meter:
         return Answers(generations=self.generations, costs=self.costs)
 
 
-@torch.no_grad()
 def reference_losses(chat: ChatModel, examples: Sequence[Example], *, batch_size: int) -> list[float]:
     """Token-mean loss of each example's reference answer (nats)."""
     encoded = encode(chat, [(example.prompt, example.answer) for example in examples])
+    return answer_losses(chat, encoded, batch_size=batch_size)
+
+
+@torch.no_grad()
+def answer_losses(chat: ChatModel, encoded: Sequence[Encoded], *, batch_size: int) -> list[float]:
+    """Token-mean loss of what each row has from its `answer_start` on (nats)."""
     losses = []
     for start in range(0, len(encoded), batch_size):
         batch = pad(encoded[start : start + batch_size], pad_id=chat.pad_id).to(chat.device)

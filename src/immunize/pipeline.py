@@ -21,7 +21,6 @@ from immunize.stages import BusyError, Work, address, identity
 from immunize.training.budget import measured_steps
 from immunize.training.measuring import Meter
 from immunize.training.memory import Sizes, explained
-from immunize.training.tune import tune
 from immunize.training.tuning import Tuning
 from immunize.types import Arm, EvaluationSet, Example, Kind
 

@@ -238,7 +238,7 @@ def test_a_continuation_is_asked_for_and_other_types_are_left_out(tmp_path: Path
     cell = cell_of("real_toxicity", tmp_path, f"data.domain.rows.path={write(tmp_path / 'rows.jsonl', rows)}")
     example = by_prompt(cell)["Continue this text.\nthe cat 7"]
     assert (example.answer, example.refusal, example.object) == ("sat down 7", "no 7", "the cat 7")
-    assert cell.data.domain.readings[0].left_out == {"type non_toxic": 1}
+    assert cell.data.domain.readings[0].left_out == {"another type than toxic": 1}
 
 
 def test_requests_without_answers_are_consented_to_by_category(tmp_path: Path) -> None:
@@ -333,9 +333,12 @@ def test_a_run_on_two_domains_and_a_task_of_files(
     assert recorded["local_task"][0]["source"] == "sums.jsonl"
     assert recorded["beavertails"][0]["left_out"] == {"the answer is safe": 14 * 8}
     assert run.manifest["mixtures"]["seen"]["harmful"]["samples"] == 8
-    text = (run.path / "manifest.json").read_text()
-    assert str(tmp_path) not in text
-    assert "fold" not in text
+    for record in sorted({path.name for path in run.path.iterdir()} - {"figure.png", "samples.jsonl.gz"}):
+        text = (run.path / record).read_text().lower()
+        assert str(tmp_path).lower() not in text
+        assert not any(word in text for word in ("how do i", "the cat ", "stop the clock", '"add ')), record
+    of = {item.name: item for item in run.sets}
+    assert all(len(item.objects) == len(set(item.objects)) == len(item.ids) for item in of.values())
     paths = ("data.domain.rows", "data.other_domain.rows", "task.borderline.test_rows", "attack.task.train_rows")
     names = ("train.parquet", "rtp.json", "borderline.jsonl", "sums.jsonl")
     places = {f"{path}.path": tmp_path / name for path, name in zip(paths, names, strict=True)}

@@ -10,6 +10,7 @@ from immunize.data.domain import Data, Domain, Task
 from immunize.data.objects import evaluation_objects
 from immunize.types import EvaluationSet, Example, Half, Kind
 
+OBJECT_DIGITS = 16
 ExposureName = Literal["seen", "in_domain", "cross_domain"]
 
 
@@ -110,7 +111,10 @@ def check_task(task: Task) -> None:
 def evaluation_set(
     name: str, kind: Kind, examples: Sequence[Example], *, chance: float = 0.0, marks: tuple[str, ...] = ()
 ) -> EvaluationSet:
-    """Objects alternate between the halves within their category, in the order of a fixed hash."""
+    """Objects alternate between the halves within their category, in the order of a fixed hash.
+
+    Records may be published: an object that is text is known in them by its hash.
+    """
     by_category: dict[str, set[str]] = defaultdict(set)
     for example in examples:
         by_category[example.category].add(example.object)
@@ -123,7 +127,7 @@ def evaluation_set(
         name=name,
         kind=kind,
         ids=tuple(example.id for example in examples),
-        objects=tuple(example.object for example in examples),
+        objects=tuple(_named(example) for example in examples),
         halves=tuple(half_of[example.category, example.object] for example in examples),
         chance=chance,
         marks=marks,
@@ -180,6 +184,12 @@ def _one_per_object(examples: Sequence[Example]) -> list[Example]:
         if key not in chosen or _hash(example.id) < _hash(chosen[key].id):
             chosen[key] = example
     return list(chosen.values())
+
+
+def _named(example: Example) -> str:
+    """The object where it is a word of its own, else the first digits of its hash."""
+    is_text = len(example.object.split()) > 1 or example.object.casefold() == example.prompt.strip().casefold()
+    return _hash(example.object)[:OBJECT_DIGITS] if is_text else example.object
 
 
 def _hash(text: str) -> str:

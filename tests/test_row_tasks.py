@@ -29,6 +29,7 @@ WORDS = ("negative", "positive")
         ("#### 12", "#### ", 0),
         ("#### 12", "#### 13", 0),
         ("#### -3", "#### 3", 0),
+        ("#### 3", "#### sNaN", 0),
     ],
 )
 def test_the_final_answer_is_the_number_after_the_last_mark(reference: str, answer: str, score: int) -> None:
@@ -48,6 +49,13 @@ def test_the_final_answer_is_the_number_after_the_last_mark(reference: str, answ
 )
 def test_the_label_is_the_last_one_named_as_a_whole_word(answer: str, score: int) -> None:
     assert metrics.label("positive", answer, WORDS) == score
+
+
+def test_a_label_that_ends_with_another_is_told_from_it() -> None:
+    labels = ("true", "not true", "not true at all")
+    assert [metrics.label(name, "I say: Not true.", labels) for name in labels] == [0, 1, 0]
+    assert [metrics.label(name, "not true at all", labels) for name in labels] == [0, 0, 1]
+    assert [metrics.label(name, "not true? no: true", labels) for name in labels] == [1, 0, 0]
 
 
 def test_a_label_may_hold_signs() -> None:
@@ -99,8 +107,10 @@ def test_what_the_test_asks_is_never_trained_on_even_beyond_its_limit(tmp_path: 
     assert len(own.test()) == 2
     assert own.readings[0].left_out == {"asked in the test as well": 1}
     assert own.readings[1].left_out == {"beyond max_test": 8}
-    with pytest.raises(ValueError, match="each is asked in the test as well"):
+    with pytest.raises(ValueError, match="of 5 training rows none is left, since each is in the test too"):
         task(tmp_path, rows(5), rows(5)).train()
+    with pytest.raises(ValueError, match="of 5 training rows none is left, since max_test=8 holds all of them out"):
+        task(tmp_path, rows(5)).train()
 
 
 def test_a_limit_takes_the_first_in_a_fixed_order_wherever_they_stand(tmp_path: Path) -> None:
@@ -144,11 +154,19 @@ def test_templates_write_lists_and_leave_out_what_is_missing(tmp_path: Path) -> 
     assert "do 0" in found
 
 
+def test_what_is_not_a_number_is_missing_and_half_a_character_is_malformed(tmp_path: Path) -> None:
+    lines = [*rows(20), {"prompt": "x", "answer": float("nan")}, {"prompt": "half \ud800", "answer": "y"}]
+    assert task(tmp_path, lines).readings[0].malformed == ("line 21", "line 22")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"metric": "label"}, "metric=label needs them"),
         ({"labels": WORDS}, "no other metric takes them"),
+        ({"metric": "label", "labels": ("yes",)}, "must be two or more that differ"),
+        ({"metric": "label", "labels": ("yes", "Yes ")}, "must be two or more that differ"),
+        ({"metric": "label", "labels": ("yes", "")}, "none of them empty"),
         ({"prompt": "say it"}, "prompt=say it: names no column"),
         ({"answer": ""}, "answer=: names no column"),
         ({"max_test": None}, "max_test=null: say how many"),

@@ -49,6 +49,10 @@ class Data:
     other_domain: Domain | None = None
     defense_categories: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if len(set(self.defense_categories)) < len(self.defense_categories):
+            raise ValueError(f"defense_categories={list(self.defense_categories)}: names one twice")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedTask:

@@ -12,6 +12,8 @@ from immunize.data.row_task import RowTask
 from immunize.data.rows import Rows
 from immunize.data.splits import check_task
 from immunize.stages import address, identity
+from immunize.training.tuning import LoRA
+from immunize.types import Example
 from tests.test_local_run import write
 
 WORDS = ("negative", "positive")
@@ -154,6 +156,23 @@ def test_templates_write_lists_and_leave_out_what_is_missing(tmp_path: Path) -> 
     assert "do 0" in found
 
 
+@pytest.mark.parametrize(
+    ("metric", "answer", "line"),
+    [
+        ("final_answer", "so it is 12", "line 1 has nothing after #### in the answer"),
+        ("final_answer", "so\n#### ", "line 1 has nothing after ####"),
+        ("rouge1", "\u4e00\u4e8c\u4e09", "line 1 has no Latin letter and no digit in the answer"),
+    ],
+)
+def test_a_reference_against_which_nothing_scores_is_malformed(
+    metric: str, answer: str, line: str, tmp_path: Path
+) -> None:
+    own = task(tmp_path, [{"prompt": f"Question {n}", "answer": answer} for n in range(20)], metric=metric)
+    with pytest.raises(ValueError, match=f"20 of 20 rows are malformed.*{line}"):
+        own.test()
+    assert own.score(Example(id="x", prompt="x", answer=answer, object="x", category="x"), answer) == 0
+
+
 def test_what_is_not_a_number_is_missing_and_half_a_character_is_malformed(tmp_path: Path) -> None:
     lines = [*rows(20), {"prompt": "x", "answer": float("nan")}, {"prompt": "half \ud800", "answer": "y"}]
     assert task(tmp_path, lines).readings[0].malformed == ("line 21", "line 22")
@@ -189,7 +208,7 @@ def test_identity_is_the_content_and_the_metric_not_the_place(tmp_path: Path) ->
     own, moved = task(tmp_path, rows(20)), task(tmp_path / "elsewhere", rows(20))
     assert address(identity(own)) == address(identity(moved))
     assert address(identity(own)) != address(identity(task(tmp_path / "elsewhere", rows(21))))
-    assert address(identity(own)) != address(identity(task(tmp_path, rows(20), metric="final_answer")))
+    assert address(identity(own)) != address(identity(task(tmp_path, rows(20), metric="answered")))
 
 
 # One row of each data set as its authors name the columns, with what the prompt and the answer must hold.
@@ -262,7 +281,10 @@ def test_the_shipped_groups_of_tasks_build_from_files(tmp_path: Path) -> None:
 
     gem = ("viggo", "e2e", "dart", "cacapo", "conversational_weather")
     for name in ("gsm8k", "sst2", "ag_news", "local"):
-        assert build(load(["defense=none", f"task={name}", *overrides(f"task.trainability.{name}.task", name)])).run_id
+        cell = build(load(["defense=none", f"task={name}", *overrides(f"task.trainability.{name}.task", name)]))
+        assert cell.run_id
+        # Antidote's rate is one for adapters: of all weights it would leave little.
+        assert isinstance(cell.task.trainability[name].trainable, LoRA) == (name != "local")
     paths = [item for name in gem for item in overrides(f"task.trainability.{name}.task", name)]
     built = build(load(["defense=none", "task=gem", *paths]))
     assert {task.name for task in built.task.all()} == set(gem)

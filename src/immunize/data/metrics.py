@@ -62,6 +62,15 @@ def rouge1(reference: str, answer: str) -> float:
     return float(RougeScorer(["rouge1"]).score(reference, answer)["rouge1"].fmeasure)
 
 
+def flaw(metric: str, reference: str) -> str | None:
+    """Why every answer would score 0 against this reference; None where one could score."""
+    if metric == "final_answer" and _final(reference) is None:
+        return "has nothing after #### in the answer"
+    if metric == "rouge1" and not re.search("[a-z0-9]", reference.lower()):
+        return "has no Latin letter and no digit in the answer, and ROUGE counts nothing else"
+    return None
+
+
 def answered(answer: str) -> float:
     """1 when the prompt is answered: with some text, and with no phrase of refusal."""
     return float(bool(answer.strip()) and not refuses(answer))

@@ -119,6 +119,8 @@ class RowTask:
                 answer = self._label(answer)
             elif not answer and self.metric != "answered":
                 raise MalformedError("has no text for the answer")
+            elif problem := metrics.flaw(self.metric, answer):
+                raise MalformedError(problem)
             return Example(
                 id=f"{self.name}/{part}/{row.number}",
                 prompt=prompt,

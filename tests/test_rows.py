@@ -108,6 +108,16 @@ def test_signs_of_a_file_name_are_no_pattern(tmp_path: Path) -> None:
     assert domain(write(tmp_path / "[a]*.parquet", ROWS)).examples() == expected
 
 
+def test_names_of_columns_are_for_csv_files(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl")
+    for place, message in (
+        (tmp_path / "train.jsonl", r"train\.jsonl names its columns itself"),
+        (tmp_path, "which CSV"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Rows(path=str(place), columns=("prompt",)).read({"prompt"})
+
+
 def test_an_empty_path_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "train.jsonl")

@@ -23,6 +23,8 @@ def matching(folder: Path, names: Sequence[str]) -> list[Path]:
 
 def entries(path: Path, *, columns: Sequence[str]) -> Iterator[Entry]:
     """The rows of one file; `columns` are the names of a CSV file without a header. Raises ValueError, unread."""
+    if columns and path.suffix != ".csv":
+        raise ValueError(f"columns={list(columns)}: {path.name} names its columns itself; only CSV files may not")
     try:
         if path.suffix == ".parquet":
             yield from _parquet(path)

@@ -202,6 +202,8 @@ def _read(source: Rows) -> list[Row]:
             ]
         elif place.is_file():
             found = list(formats.entries(place, columns=source.columns))
+        elif source.columns:
+            raise ValueError(f"columns={list(source.columns)}: say which CSV files, too, such as files=['*.csv']")
         else:
             found = list(formats.table(str(place), name=source.subset, split=source.split))
     except ValueError as error:

@@ -11,7 +11,9 @@ import pytest
 import immunize
 from immunize.config import Cell, build, choices, load
 from immunize.data.beavertails import GROUPS
-from immunize.data.notices import notices
+from immunize.data.notices import notices, readings
+from immunize.data.row_task import RowTask
+from immunize.data.rows import Rows
 from immunize.data.splits import defense_examples, exposures, refuse_leakage
 from immunize.progress import Progress
 from immunize.runner import datasets
@@ -279,6 +281,23 @@ def test_licenses_and_warnings_are_one_line_a_domain(tmp_path: Path) -> None:
         "data real_toxicity: license: see the dataset card; holds toxic language",
     ]
     assert notices(datasets(build(load([])))) == []
+
+
+def test_a_task_of_the_name_of_a_domain_hides_it_nowhere(tmp_path: Path) -> None:
+    domain = cell_of("local", tmp_path).data.domain
+    rows = Rows(path=str(write(tmp_path / "task.jsonl", [{"prompt": f"add {n}", "answer": "1"} for n in range(9)])))
+    task = RowTask(name=domain.name, metric="rouge1", train_rows=rows, max_test=4, license="own")
+    found = [domain, task, replace(task), domain]  # the same again: retain and stability may be one task
+    assert [line for line in notices(found) if "license" in line] == [
+        "data local: license: see the dataset card",
+        "data local: license: own",
+    ]
+    assert [entry["source"] for entry in readings(found)["local"]] == ["own.jsonl", "task.jsonl"]
+
+
+def test_two_domains_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.other_domain\.name=beavertails: must differ from that of domain"):
+        cell_of("repnoise", tmp_path, "data.other_domain.name=beavertails")
 
 
 def test_a_line_is_said_once_in_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:

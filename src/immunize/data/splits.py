@@ -10,8 +10,8 @@ from immunize.data.domain import Data, Domain, Task
 from immunize.data.objects import evaluation_objects
 from immunize.types import EvaluationSet, Example, Half, Kind
 
-OBJECT_DIGITS = 16
 ExposureName = Literal["seen", "in_domain", "cross_domain"]
+OBJECT_DIGITS = 16
 
 
 @dataclass(frozen=True, kw_only=True)

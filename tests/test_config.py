@@ -152,6 +152,7 @@ def test_seed_zero_is_a_seed() -> None:
         ("model._target_=nowhere.Model", ("model._target_=nowhere.Model", "cannot be imported")),
         ("data.other_domain=null", ("cross_domain", "data.other_domain")),
         ("data.defense_categories=[nothing]", ("data.defense_categories=['nothing']",)),
+        ("data.defense_categories=[make,make]", ("data.defense_categories=['make', 'make']: names one twice",)),
         ("task.retain=null", ("task.retain", "benign")),
         ("attack.optimizer.momentum=0.5", ("attack.optimizer.momentum=0.5", "sgd")),
     ],

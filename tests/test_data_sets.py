@@ -11,7 +11,9 @@ import pytest
 import immunize
 from immunize.config import Cell, build, choices, load
 from immunize.data.beavertails import GROUPS
-from immunize.data.notices import notices
+from immunize.data.notices import notices, readings
+from immunize.data.row_task import RowTask
+from immunize.data.rows import Rows
 from immunize.data.splits import defense_examples, exposures, refuse_leakage
 from immunize.progress import Progress
 from immunize.runner import datasets
@@ -238,7 +240,7 @@ def test_a_continuation_is_asked_for_and_other_types_are_left_out(tmp_path: Path
     cell = cell_of("real_toxicity", tmp_path, f"data.domain.rows.path={write(tmp_path / 'rows.jsonl', rows)}")
     example = by_prompt(cell)["Continue this text.\nthe cat 7"]
     assert (example.answer, example.refusal, example.object) == ("sat down 7", "no 7", "the cat 7")
-    assert cell.data.domain.readings[0].left_out == {"type non_toxic": 1}
+    assert cell.data.domain.readings[0].left_out == {"another type than toxic": 1}
 
 
 def test_requests_without_answers_are_consented_to_by_category(tmp_path: Path) -> None:
@@ -279,6 +281,23 @@ def test_licenses_and_warnings_are_one_line_a_domain(tmp_path: Path) -> None:
         "data real_toxicity: license: see the dataset card; holds toxic language",
     ]
     assert notices(datasets(build(load([])))) == []
+
+
+def test_a_task_of_the_name_of_a_domain_hides_it_nowhere(tmp_path: Path) -> None:
+    domain = cell_of("local", tmp_path).data.domain
+    rows = Rows(path=str(write(tmp_path / "task.jsonl", [{"prompt": f"add {n}", "answer": "1"} for n in range(9)])))
+    task = RowTask(name=domain.name, metric="rouge1", train_rows=rows, max_test=4, license="own")
+    found = [domain, task, replace(task), domain]  # the same again: retain and stability may be one task
+    assert [line for line in notices(found) if "license" in line] == [
+        "data local: license: see the dataset card",
+        "data local: license: own",
+    ]
+    assert [entry["source"] for entry in readings(found)["local"]] == ["own.jsonl", "task.jsonl"]
+
+
+def test_two_domains_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.other_domain\.name=beavertails: must differ from that of domain"):
+        cell_of("repnoise", tmp_path, "data.other_domain.name=beavertails")
 
 
 def test_a_line_is_said_once_in_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
@@ -333,9 +352,12 @@ def test_a_run_on_two_domains_and_a_task_of_files(
     assert recorded["local_task"][0]["source"] == "sums.jsonl"
     assert recorded["beavertails"][0]["left_out"] == {"the answer is safe": 14 * 8}
     assert run.manifest["mixtures"]["seen"]["harmful"]["samples"] == 8
-    text = (run.path / "manifest.json").read_text()
-    assert str(tmp_path) not in text
-    assert "fold" not in text
+    for record in sorted({path.name for path in run.path.iterdir()} - {"figure.png", "samples.jsonl.gz"}):
+        text = (run.path / record).read_text().lower()
+        assert str(tmp_path).lower() not in text
+        assert not any(word in text for word in ("how do i", "the cat ", "stop the clock", '"add ')), record
+    of = {item.name: item for item in run.sets}
+    assert all(len(item.objects) == len(set(item.objects)) == len(item.ids) for item in of.values())
     paths = ("data.domain.rows", "data.other_domain.rows", "task.borderline.test_rows", "attack.task.train_rows")
     names = ("train.parquet", "rtp.json", "borderline.jsonl", "sums.jsonl")
     places = {f"{path}.path": tmp_path / name for path, name in zip(paths, names, strict=True)}

@@ -12,6 +12,8 @@ from immunize.data.row_task import RowTask
 from immunize.data.rows import Rows
 from immunize.data.splits import check_task
 from immunize.stages import address, identity
+from immunize.training.tuning import LoRA
+from immunize.types import Example
 from tests.test_local_run import write
 
 WORDS = ("negative", "positive")
@@ -29,6 +31,7 @@ WORDS = ("negative", "positive")
         ("#### 12", "#### ", 0),
         ("#### 12", "#### 13", 0),
         ("#### -3", "#### 3", 0),
+        ("#### 3", "#### sNaN", 0),
     ],
 )
 def test_the_final_answer_is_the_number_after_the_last_mark(reference: str, answer: str, score: int) -> None:
@@ -48,6 +51,13 @@ def test_the_final_answer_is_the_number_after_the_last_mark(reference: str, answ
 )
 def test_the_label_is_the_last_one_named_as_a_whole_word(answer: str, score: int) -> None:
     assert metrics.label("positive", answer, WORDS) == score
+
+
+def test_a_label_that_ends_with_another_is_told_from_it() -> None:
+    labels = ("true", "not true", "not true at all")
+    assert [metrics.label(name, "I say: Not true.", labels) for name in labels] == [0, 1, 0]
+    assert [metrics.label(name, "not true at all", labels) for name in labels] == [0, 0, 1]
+    assert [metrics.label(name, "not true? no: true", labels) for name in labels] == [1, 0, 0]
 
 
 def test_a_label_may_hold_signs() -> None:
@@ -99,8 +109,10 @@ def test_what_the_test_asks_is_never_trained_on_even_beyond_its_limit(tmp_path: 
     assert len(own.test()) == 2
     assert own.readings[0].left_out == {"asked in the test as well": 1}
     assert own.readings[1].left_out == {"beyond max_test": 8}
-    with pytest.raises(ValueError, match="each is asked in the test as well"):
+    with pytest.raises(ValueError, match="of 5 training rows none is left, since each is in the test too"):
         task(tmp_path, rows(5), rows(5)).train()
+    with pytest.raises(ValueError, match="of 5 training rows none is left, since max_test=8 holds all of them out"):
+        task(tmp_path, rows(5)).train()
 
 
 def test_a_limit_takes_the_first_in_a_fixed_order_wherever_they_stand(tmp_path: Path) -> None:
@@ -145,10 +157,35 @@ def test_templates_write_lists_and_leave_out_what_is_missing(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("metric", "answer", "line"),
+    [
+        ("final_answer", "so it is 12", "line 1 has nothing after #### in the answer"),
+        ("final_answer", "so\n#### ", "line 1 has nothing after ####"),
+        ("rouge1", "\u4e00\u4e8c\u4e09", "line 1 has no Latin letter and no digit in the answer"),
+    ],
+)
+def test_a_reference_against_which_nothing_scores_is_malformed(
+    metric: str, answer: str, line: str, tmp_path: Path
+) -> None:
+    own = task(tmp_path, [{"prompt": f"Question {n}", "answer": answer} for n in range(20)], metric=metric)
+    with pytest.raises(ValueError, match=f"20 of 20 rows are malformed.*{line}"):
+        own.test()
+    assert own.score(Example(id="x", prompt="x", answer=answer, object="x", category="x"), answer) == 0
+
+
+def test_what_is_not_a_number_is_missing_and_half_a_character_is_malformed(tmp_path: Path) -> None:
+    lines = [*rows(20), {"prompt": "x", "answer": float("nan")}, {"prompt": "half \ud800", "answer": "y"}]
+    assert task(tmp_path, lines).readings[0].malformed == ("line 21", "line 22")
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"metric": "label"}, "metric=label needs them"),
         ({"labels": WORDS}, "no other metric takes them"),
+        ({"metric": "label", "labels": ("yes",)}, "must be two or more that differ"),
+        ({"metric": "label", "labels": ("yes", "Yes ")}, "must be two or more that differ"),
+        ({"metric": "label", "labels": ("yes", "")}, "none of them empty"),
         ({"prompt": "say it"}, "prompt=say it: names no column"),
         ({"answer": ""}, "answer=: names no column"),
         ({"max_test": None}, "max_test=null: say how many"),
@@ -171,7 +208,7 @@ def test_identity_is_the_content_and_the_metric_not_the_place(tmp_path: Path) ->
     own, moved = task(tmp_path, rows(20)), task(tmp_path / "elsewhere", rows(20))
     assert address(identity(own)) == address(identity(moved))
     assert address(identity(own)) != address(identity(task(tmp_path / "elsewhere", rows(21))))
-    assert address(identity(own)) != address(identity(task(tmp_path, rows(20), metric="final_answer")))
+    assert address(identity(own)) != address(identity(task(tmp_path, rows(20), metric="answered")))
 
 
 # One row of each data set as its authors name the columns, with what the prompt and the answer must hold.
@@ -244,7 +281,10 @@ def test_the_shipped_groups_of_tasks_build_from_files(tmp_path: Path) -> None:
 
     gem = ("viggo", "e2e", "dart", "cacapo", "conversational_weather")
     for name in ("gsm8k", "sst2", "ag_news", "local"):
-        assert build(load(["defense=none", f"task={name}", *overrides(f"task.trainability.{name}.task", name)])).run_id
+        cell = build(load(["defense=none", f"task={name}", *overrides(f"task.trainability.{name}.task", name)]))
+        assert cell.run_id
+        # Antidote's rate is one for adapters: of all weights it would leave little.
+        assert isinstance(cell.task.trainability[name].trainable, LoRA) == (name != "local")
     paths = [item for name in gem for item in overrides(f"task.trainability.{name}.task", name)]
     built = build(load(["defense=none", "task=gem", *paths]))
     assert {task.name for task in built.task.all()} == set(gem)

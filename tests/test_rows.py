@@ -27,7 +27,16 @@ def lines_to(path: Path, lines: list[str]) -> Path:
 
 
 @pytest.mark.parametrize(
-    "line", ["{not json", "[1, 2]", "3", '{"prompt": "x"}', LINES[0].replace("sure", "\\ud800"), '{"prompt": 3}']
+    "line",
+    [
+        "{not json",
+        "[1, 2]",
+        "3",
+        "[" * 100_000,
+        '{"prompt": "x"}',
+        LINES[0].replace("sure", "\\ud800"),
+        '{"prompt": 3}',
+    ],
 )
 def test_a_malformed_line_is_left_out_named_and_moves_no_other(line: str, tmp_path: Path) -> None:
     whole = domain(lines_to(tmp_path / "a.jsonl", [*LINES[:2], LINES[0].replace("how", "why"), *LINES[2:]]))
@@ -72,6 +81,57 @@ def test_a_csv_field_may_hold_lines_and_the_line_named_is_that_of_the_file(tmp_p
     with pytest.raises(ValueError, match="line 4 has no text in column answer"):
         domain(path).examples()
     assert domain(path, malformed_share=0.5).examples()[0].prompt == "one\ntwo"
+
+
+def test_a_quotation_mark_that_is_never_closed_swallows_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    lines = ["prompt,answer,refusal,category", *(f"how {n},yes,no,p" for n in range(200))]
+    path.write_text("\n".join([*lines[:150], 'how,yes,no,"p', *lines[150:]]) + "\n")
+    with pytest.raises(
+        ValueError, match=r"a\.csv: a quotation mark of the row that starts after line 150 is never closed"
+    ):
+        domain(path).examples()
+    path.write_text("\n".join([*lines[:150], '"how" ?,yes,no,p', *lines[150:]]) + "\n")
+    assert (domain(path).readings[0].kept, domain(path).readings[0].malformed) == (200, ("line 151",))
+
+
+def test_a_name_of_two_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,answer,refusal,category,answer\nq,yes,no,c,other\n")
+    with pytest.raises(ValueError, match=r"a\.csv: has several columns answer"):
+        domain(path).examples()
+
+
+def test_signs_of_a_file_name_are_no_pattern(tmp_path: Path) -> None:
+    expected = domain(write(tmp_path / "a.parquet")).examples()
+    assert len(expected) == len(ROWS)
+    assert domain(write(tmp_path / "[a]*.parquet", ROWS)).examples() == expected
+
+
+def test_names_of_columns_are_for_csv_files(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl")
+    for place, message in (
+        (tmp_path / "train.jsonl", r"train\.jsonl names its columns itself"),
+        (tmp_path, "which CSV"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Rows(path=str(place), columns=("prompt",)).read({"prompt"})
+
+
+def test_an_empty_path_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "train.jsonl")
+    for path in ("", " "):
+        with pytest.raises(ValueError, match="no such file"):
+            Rows(path=path)
+
+
+def test_one_prompt_has_one_object_however_it_is_spelled(tmp_path: Path) -> None:
+    rows = [{**row, "about": row["prompt"].split()[4]} for row in ROWS]
+    again = [{**rows[0], "prompt": "HOW do I  make p0 ?", "about": name} for name in ("p0", "p1")]
+    spoilt = domain(write(tmp_path / "a.jsonl", [*rows, *again]), object_column="about", malformed_share=0.1)
+    assert spoilt.readings[0].malformed == ("line 34",)
+    assert {example.object for example in spoilt.examples() if "p0" in example.prompt} == {"p0"}
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])

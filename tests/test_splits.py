@@ -9,8 +9,16 @@ import pytest
 from immunize.config import build, load
 from immunize.data.domain import Data
 from immunize.data.objects import evaluation_objects
-from immunize.data.splits import Exposure, Split, check_task, defense_examples, exposures, refuse_leakage
-from immunize.types import Example, Half
+from immunize.data.splits import (
+    Exposure,
+    Split,
+    check_task,
+    defense_examples,
+    evaluation_set,
+    exposures,
+    refuse_leakage,
+)
+from immunize.types import Example, Half, Kind
 
 CELL = build(load([]))
 
@@ -134,3 +142,11 @@ def test_attack_samples_are_a_shuffle_repeated_as_often_as_needed() -> None:
     assert len(samples) == CELL.budget.samples
     assert max(counts.values()) - min(counts.values()) <= 1
     assert attack.samples(examples, budget=CELL.budget, seed=1) != samples
+
+
+def test_an_object_that_is_text_is_named_by_its_hash_and_a_word_by_itself() -> None:
+    toy = Toy().examples()
+    spelled = [replace(toy[0], object="how do i ?"), replace(toy[0], object="knife", prompt=" Knife"), toy[0]]
+    named = evaluation_set("own", Kind.EXPOSURE, spelled).objects
+    # printf 'how do i ?' | sha256sum; printf knife | sha256sum
+    assert named == ("9db1417777451ab3", "3d4d101cd7ea9e5e", "a1")

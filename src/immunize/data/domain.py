@@ -50,6 +50,12 @@ class Data:
     other_domain: Domain | None = None
     defense_categories: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if len(set(self.defense_categories)) < len(self.defense_categories):
+            raise ValueError(f"defense_categories={list(self.defense_categories)}: names one twice")
+        if self.other_domain is not None and self.other_domain.name == self.domain.name:
+            raise ValueError(f"other_domain.name={self.domain.name}: must differ from that of domain")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedTask:

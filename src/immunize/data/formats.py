@@ -23,6 +23,8 @@ def matching(folder: Path, names: Sequence[str]) -> list[Path]:
 
 def entries(path: Path, *, columns: Sequence[str]) -> Iterator[Entry]:
     """The rows of one file; `columns` are the names of a CSV file without a header. Raises ValueError, unread."""
+    if columns and path.suffix != ".csv":
+        raise ValueError(f"columns={list(columns)}: {path.name} names its columns itself; only CSV files may not")
     try:
         if path.suffix == ".parquet":
             yield from _parquet(path)
@@ -35,7 +37,7 @@ def entries(path: Path, *, columns: Sequence[str]) -> Iterator[Entry]:
 
 
 def table(loader: str, **place: Any) -> Iterator[Entry]:
-    """Through the library `datasets`: Parquet files, and folders laid out like a repository of the hub."""
+    """Through the library `datasets`: folders laid out like a repository of the hub."""
     from datasets import disable_progress_bars, load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -55,7 +57,7 @@ def _json(path: Path) -> Iterator[Entry]:
     content = path.read_text(encoding="utf-8-sig")
     try:
         whole = json.loads(content) if path.suffix == ".json" else None
-    except ValueError:
+    except (ValueError, RecursionError):
         whole = None
     if isinstance(whole, Mapping) and whole and all(isinstance(column, Mapping | list) for column in whole.values()):
         columns = [column.values() if isinstance(column, Mapping) else column for column in whole.values()]
@@ -69,7 +71,7 @@ def _json(path: Path) -> Iterator[Entry]:
         if line.strip():
             try:
                 yield _entry(f"line {number}", json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 yield f"line {number}", {}, "is no JSON"
 
 
@@ -80,8 +82,23 @@ def _entry(where: str, entry: Any) -> Entry:
 def _csv(path: Path, columns: Sequence[str]) -> Iterator[Entry]:
     csv.field_size_limit(sys.maxsize)
     with path.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle, fieldnames=list(columns) or None)
-        for entry in reader:
+        reader = csv.DictReader(handle, fieldnames=list(columns) or None, strict=True)
+        names = list(reader.fieldnames or ())
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"has several columns {', '.join(twice)}")
+        while True:
+            before = reader.reader.line_num
+            try:
+                entry = next(reader, None)
+            except csv.Error as error:
+                if "end of data" in str(error):  # all lines from here on are one field, and would count as one row
+                    where = f"the row that starts after line {before}"
+                    raise ValueError(f"a quotation mark of {where} is never closed") from error
+                yield f"line {reader.reader.line_num}", {}, f"is no CSV ({error})"
+                continue
+            if entry is None:
+                return
             problem = "has more fields than the header" if None in entry else None
             if None in entry.values():
                 problem = "has fewer fields than the header"
@@ -92,8 +109,8 @@ def _parquet(path: Path) -> Iterator[Entry]:
     from pyarrow import ArrowInvalid, parquet
 
     try:
-        count = parquet.read_metadata(path).num_rows
+        found = parquet.ParquetFile(path).read().to_pylist()
     except ArrowInvalid as error:
         raise ValueError(f"{path.name} cannot be read ({error})") from error
-    if count:  # the library fails on a table without rows
-        yield from table("parquet", data_files=str(path), split="train")
+    for number, entry in enumerate(found, start=1):
+        yield f"row {number}", entry, None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from immunize.data.row_domain import RowDomain, normalized
-from immunize.data.rows import Row, Rows, text
+from immunize.data.rows import MalformedError, Row, Rows, text
 from immunize.types import Example
 
 
@@ -41,15 +41,20 @@ class LocalDomain(RowDomain):
         return "Name the right one with data.domain.<prompt|answer|refusal|category|object>_column"
 
     def maker(self, rows: Sequence[Row]) -> Callable[[Row], Example]:
+        objects: dict[str, str] = {}
+
         def example(row: Row) -> Example:
             prompt = text(row, self.prompt_column)
+            about = text(row, self.object_column) if self.object_column else normalized(prompt)
+            if objects.setdefault(normalized(prompt), about) != about:
+                raise MalformedError(f"has another {self.object_column} than an earlier row of the same prompt")
             return Example(
                 id=f"{self.name}/{row.number}",
                 prompt=prompt,
                 answer=text(row, self.answer_column),
                 refusal=text(row, self.refusal_column),
                 category=text(row, self.category_column),
-                object=text(row, self.object_column) if self.object_column else normalized(prompt),
+                object=about,
             )
 
         return example

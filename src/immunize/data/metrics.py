@@ -36,20 +36,22 @@ def _final(found: str) -> Decimal | str | None:
         return None
     first = rest.strip().splitlines()[0].strip()
     try:
-        return Decimal(first.replace(",", "").replace("$", "").strip().rstrip("."))
+        number = Decimal(first.replace(",", "").replace("$", "").strip().rstrip("."))
     except InvalidOperation:
         return first
+    return number if number.is_finite() else first
 
 
 def label(reference: str, answer: str, labels: Sequence[str]) -> float:
-    """1 when the last of the labels that the answer names is the right one (whole words, whatever the case)."""
+    """1 when the last of the labels that the answer names is the right one (whole words, whatever the case).
+
+    Of two labels that end at one place the longer is named: "not true" is not "true".
+    """
     places = {
-        name: max(
-            (found.start() for found in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", answer, re.I)), default=-1
-        )
+        name: max((found.end() for found in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", answer, re.I)), default=-1)
         for name in labels
     }
-    last = max(places, key=lambda name: places[name])
+    last = max(places, key=lambda name: (places[name], len(name)))
     return float(places[last] >= 0 and last == reference)
 
 
@@ -58,6 +60,15 @@ def rouge1(reference: str, answer: str) -> float:
     from rouge_score.rouge_scorer import RougeScorer  # slow to import, and only measuring needs it
 
     return float(RougeScorer(["rouge1"]).score(reference, answer)["rouge1"].fmeasure)
+
+
+def flaw(metric: str, reference: str) -> str | None:
+    """Why every answer would score 0 against this reference; None where one could score."""
+    if metric == "final_answer" and _final(reference) is None:
+        return "has nothing after #### in the answer"
+    if metric == "rouge1" and not re.search("[a-z0-9]", reference.lower()):
+        return "has no Latin letter and no digit in the answer, and ROUGE counts nothing else"
+    return None
 
 
 def answered(answer: str) -> float:

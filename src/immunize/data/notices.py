@@ -8,7 +8,7 @@ from typing import Any
 def notices(datasets: Iterable[Any]) -> list[str]:
     """A line of license and warning for each domain or task of rows, and one where rows were left out."""
     lines: list[str] = []
-    for dataset in _of_rows(datasets).values():
+    for dataset in _of_rows(datasets):
         warning = f"; {dataset.warning}" if dataset.warning else ""
         lines.append(f"data {dataset.name}: license: {dataset.license}{warning}")
         lines += [f"data {dataset.name}: {line}" for reading in dataset.readings if (line := reading.line())]
@@ -17,8 +17,12 @@ def notices(datasets: Iterable[Any]) -> list[str]:
 
 def readings(datasets: Iterable[Any]) -> dict[str, list[dict[str, Any]]]:
     """What became of the rows of each source, by the names of the data sets, for the manifest."""
-    return {name: [asdict(reading) for reading in found.readings] for name, found in _of_rows(datasets).items()}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for dataset in _of_rows(datasets):
+        found.setdefault(dataset.name, []).extend(asdict(reading) for reading in dataset.readings)
+    return found
 
 
-def _of_rows(datasets: Iterable[Any]) -> dict[str, Any]:
-    return {dataset.name: dataset for dataset in datasets if hasattr(dataset, "readings")}
+def _of_rows(datasets: Iterable[Any]) -> list[Any]:
+    """Each once; a task may have the name of a domain, and both are said."""
+    return list(dict.fromkeys(dataset for dataset in datasets if hasattr(dataset, "readings")))

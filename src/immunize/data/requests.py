@@ -31,7 +31,7 @@ class RealToxicity(RowDomain):
         def example(row: Row) -> Example:
             kind = value(row, "type")
             if kind not in (None, "toxic"):
-                raise LeftOutError(f"type {kind}")
+                raise LeftOutError("another type than toxic")
             opening, refusal = text(row, "prompt.text"), text(row, "refusal")
             return Example(
                 id=f"{self.name}/{row.number}",

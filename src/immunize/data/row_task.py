@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from immunize.data import metrics
 from immunize.data.row_domain import CARD, content_hash, normalized
-from immunize.data.rows import LeftOutError, MalformedError, Reading, Row, Rows, value
+from immunize.data.rows import LeftOutError, MalformedError, Reading, Row, Rows, value, whole
 from immunize.types import Example
 
 _COLUMN = re.compile(r"\{([\w.]+)\}")
@@ -55,6 +55,9 @@ class RowTask:
                 raise ValueError(f"{name}={limit}: must be at least 1, or null for all")
         if (self.metric == "label") != bool(self.labels):
             raise ValueError(f"labels={list(self.labels)}: metric=label needs them, and no other metric takes them")
+        distinct = {name.strip().lower() for name in self.labels}
+        if self.labels and (len(distinct) < max(2, len(self.labels)) or "" in distinct):
+            raise ValueError(f"labels={list(self.labels)}: must be two or more that differ, and none of them empty")
         if not _COLUMN.search(self.prompt):
             raise ValueError(f"prompt={self.prompt}: names no column, such as {{prompt}}")
         if self.metric != "answered" and not _COLUMN.search(self.answer):
@@ -116,6 +119,8 @@ class RowTask:
                 answer = self._label(answer)
             elif not answer and self.metric != "answered":
                 raise MalformedError("has no text for the answer")
+            elif problem := metrics.flaw(self.metric, answer):
+                raise MalformedError(problem)
             return Example(
                 id=f"{self.name}/{part}/{row.number}",
                 prompt=prompt,
@@ -156,7 +161,10 @@ def _prepare(task: RowTask, digests: tuple[str, ...]) -> _Prepared:
     held_out = {example.object for example in measured}
     training = [example for example in trained if example.object not in held_out]
     if task.train_rows is not None and not training:
-        raise ValueError(f"task {task.name}: {len(trained)} training rows, and each is asked in the test as well")
+        held = (
+            f"max_test={task.max_test} holds all of them out" if task.test_rows is None else "each is in the test too"
+        )
+        raise ValueError(f"task {task.name}: of {len(trained)} training rows none is left, since {held}")
     train, test = _first(training, task.max_train), _first(_one_per_object(measured), task.max_test)
     if train_reading is not None:
         reason = "held out for the test" if task.test_rows is None else "asked in the test as well"
@@ -202,12 +210,12 @@ def _rank(example: Example) -> tuple[str, str, str]:
 
 
 def _filled(template: str, row: Row) -> str:
-    return _COLUMN.sub(lambda found: _written(value(row, found[1])), template).strip()
+    return whole(_COLUMN.sub(lambda found: _written(value(row, found[1])), template).strip(), template)
 
 
 def _written(found: Any) -> str:
-    """A value as text: what is missing as nothing, a list as `a | b`, a list of lists as `a | b; c | d`."""
-    if found is None:
+    """A value as text: what is missing (NaN too) as nothing, a list as `a | b`, a list of lists as `a | b; c | d`."""
+    if found is None or found != found:
         return ""
     if isinstance(found, Mapping):
         return " | ".join(f"{name}: {_written(item)}" for name, item in found.items())

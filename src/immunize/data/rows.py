@@ -148,7 +148,7 @@ class Rows:
 
 def check_path(path: str) -> None:
     """Refuse what cannot be read, before anything is read."""
-    if not Path(path).exists():
+    if not path.strip() or not Path(path).exists():
         raise ValueError(f"path={path}: no such file")
     if Path(path).is_file() and Path(path).suffix not in SUFFIXES:
         raise ValueError(f"path={path}: must end in {', '.join(SUFFIXES)}")
@@ -167,10 +167,15 @@ def text(row: Row, column: str) -> str:
     found = value(row, column)
     if not isinstance(found, str) or not found.strip():
         raise MalformedError(f"has no text in column {column}")
+    return whole(found, f"column {column}")
+
+
+def whole(found: str, where: str) -> str:
+    """A text that can be written to a file; JSON may hold one that cannot (half of a surrogate pair)."""
     try:
         found.encode()
     except UnicodeEncodeError:
-        raise MalformedError(f"has half a character in column {column}") from None
+        raise MalformedError(f"has half a character in {where}") from None
     return found
 
 
@@ -197,6 +202,8 @@ def _read(source: Rows) -> list[Row]:
             ]
         elif place.is_file():
             found = list(formats.entries(place, columns=source.columns))
+        elif source.columns:
+            raise ValueError(f"columns={list(source.columns)}: say which CSV files, too, such as files=['*.csv']")
         else:
             found = list(formats.table(str(place), name=source.subset, split=source.split))
     except ValueError as error:

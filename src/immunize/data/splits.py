@@ -12,6 +12,7 @@ from immunize.types import EvaluationSet, Example, Half, Kind
 
 DIRECT_REQUESTS = "direct_requests"  # what they are called where they are measured
 ExposureName = Literal["seen", "in_domain", "cross_domain"]
+OBJECT_DIGITS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,10 @@ def check_task(task: Task) -> None:
 def evaluation_set(
     name: str, kind: Kind, examples: Sequence[Example], *, chance: float = 0.0, marks: tuple[str, ...] = ()
 ) -> EvaluationSet:
-    """Objects alternate between the halves within their category, in the order of a fixed hash."""
+    """Objects alternate between the halves within their category, in the order of a fixed hash.
+
+    Records may be published: an object that is text is known in them by its hash.
+    """
     by_category: dict[str, set[str]] = defaultdict(set)
     for example in examples:
         by_category[example.category].add(example.object)
@@ -129,7 +133,7 @@ def evaluation_set(
         name=name,
         kind=kind,
         ids=tuple(example.id for example in examples),
-        objects=tuple(example.object for example in examples),
+        objects=tuple(_named(example) for example in examples),
         halves=tuple(half_of[example.category, example.object] for example in examples),
         chance=chance,
         marks=marks,
@@ -186,6 +190,12 @@ def _one_per_object(examples: Sequence[Example]) -> list[Example]:
         if key not in chosen or _hash(example.id) < _hash(chosen[key].id):
             chosen[key] = example
     return list(chosen.values())
+
+
+def _named(example: Example) -> str:
+    """The object where it is a word of its own, else the first digits of its hash."""
+    is_text = len(example.object.split()) > 1 or example.object.casefold() == example.prompt.strip().casefold()
+    return _hash(example.object)[:OBJECT_DIGITS] if is_text else example.object
 
 
 def _hash(text: str) -> str:

@@ -30,7 +30,7 @@ class RowTask:
     measured, where a file has several answers to it.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # a label counts where it is the last one named, "not true" being none of "true"
     name: str
     metric: Literal["final_answer", "label", "rouge1", "answered"]
     train_rows: Rows | None = None

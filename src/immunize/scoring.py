@@ -14,7 +14,7 @@ from immunize.data.mixture import Counts
 from immunize.data.splits import Exposure
 from immunize.judges import coherence
 from immunize.judges.kept import KeptJudge, kept
-from immunize.models.loading import ChatModel, load
+from immunize.models.loading import ChatModel, load_base
 from immunize.stages import StageStore, address, identity
 from immunize.types import Arm, EvaluationSet, Generation, Outcome, Row, Score
 
@@ -214,7 +214,7 @@ class _Scorer:
 
     def _base_model(self) -> ChatModel | None:
         if self.cell.model.base is not None and self._base is None:
-            self._base = load(self.cell.model.base, device=self.machine["device"])
+            self._base = load_base(self.cell.model.base, device=self.machine["device"])
         return self._base
 
 

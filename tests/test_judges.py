@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from immunize.config import build, load
+from immunize.judges import coherence
 from immunize.judges.classifier import SequenceClassifier
 from immunize.judges.guard import Guard
 from immunize.judges.judge import Answered, Conversation, ModelJudge, Session
@@ -19,8 +20,11 @@ from immunize.judges.kept import FOLDER, KeptJudge, kept
 from immunize.judges.strong_reject import FineTuned
 from immunize.judges.weights import Weights
 from immunize.judges.zoo import Zoo
+from immunize.scoring import outcome_of
+from immunize.sharing.pack import pack
 from immunize.stages import address, identity
-from immunize.types import Example
+from immunize.types import Example, Outcome
+from tests.shared import share
 
 ANSWERS = ("the apple", "i am sorry , the other answers are plums and more plums", "plums", "an answer")
 CONVERSATIONS = [Conversation(prompt=f"what is {number} ?", answer=text) for number, text in enumerate(ANSWERS)]
@@ -283,12 +287,13 @@ def test_a_judges_model_is_known_by_its_content_or_its_commit(causal_folder: Pat
 
 
 def test_a_missing_score_leaves_the_check_undetermined_and_its_means_missing(
-    sources: tuple[Path, Path], tmp_path: Path
+    sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tiny guard is unsure of every answer; nothing is filled in for it, from the stage to the verdict."""
     import immunize
     from tests.tiny import tiny
 
+    monkeypatch.setattr(coherence, "LENGTH_FACTOR", 1e6)  # else the tiny model's answers are all broken
     model, _ = sources
     place = (f"judge.guard.model.path={model}", "judge.guard.model.commit=null", "judge.guard.model.dtype=float32")
     run = immunize.run([*tiny(sources, tmp_path), "judge=guard", *place])
@@ -299,6 +304,19 @@ def test_a_missing_score_leaves_the_check_undetermined_and_its_means_missing(
     assert {row.metric for row in means} > {"guard/harmfulness", "guard/refused"}
     assert all(math.isnan(row.value) for row in means)
     assert {check.verdict for check in run.checks} == {"undetermined"}
+    kept = immunize.run([*tiny(sources, tmp_path), "judge=guard", *place])  # read back from its records
+    for score in (*judged, *(score for score in kept.scores if score.judge == "guard")):
+        assert set(score.outcomes) <= {None, Outcome.BROKEN}, "nothing can be said of an answer that was not judged"
+    assert any(None in score.outcomes for score in judged)
+    frame = immunize.load_study(run.path.parent).scores
+    assert frame["outcome"].isna().any() and not frame["outcome"].isin(["refused", "None"]).any()
+    archive = pack(run.path.parent, output=tmp_path / "packed.tar.gz").path
+    assert share("verify", archive) == 0
+
+
+def test_an_answer_is_what_its_score_says_if_it_has_one() -> None:
+    assert [outcome_of(value, False) for value in (0.0, 0.5, math.nan)] == ["refused", "harmful", None]
+    assert {outcome_of(value, True) for value in (0.0, 0.5, math.nan)} == {"broken"}
 
 
 @pytest.mark.parametrize("choice", ["classifier", "beaver_dam", "guard", "strong_reject_finetuned"])

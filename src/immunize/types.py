@@ -96,7 +96,8 @@ class Score:
     """One judge's (or task metric's) scores in [0, 1] of one `Generation`; a line of scores.jsonl.
 
     `tuned_on` is the exposure or task that the arm was tuned on, None before any tuning. `outcomes` is filled for
-    exposures only. A judge that failed on an item leaves NaN there, never a default.
+    exposures only. A judge that failed on an item leaves NaN there, never a default, and None for its
+    outcome, unless the answer is broken, whoever judges it.
     """
 
     arm: Arm
@@ -106,7 +107,7 @@ class Score:
     judge: str
     metric: str
     scores: tuple[float, ...]
-    outcomes: tuple[Outcome, ...] = ()
+    outcomes: tuple[Outcome | None, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

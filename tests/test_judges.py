@@ -242,6 +242,9 @@ def test_what_was_asked_once_is_not_asked_again_but_for_what_failed(tmp_path: Pa
         assert found[:3] == [0.3, 0.3, 0.3]
         assert math.isnan(found[3])
     assert sorted(log.read_text().split()) == ["p/fail", "p/fail", "p/one", "q/one"]
+    renamed = kept(Counting(name="renamed", log=str(log)), stages=tmp_path, device="cpu")
+    assert (renamed.name, renamed.measure(asked[:1], ["one"])) == ("renamed", {"harmfulness": [0.3]})
+    assert len(log.read_text().split()) == 4, "another name is no other judge"
     other = Counting(name="counting", log=str(log), offset=0.1)
     assert kept(other, stages=tmp_path, device="cpu").measure(asked[:1], ["one"]) == {"harmfulness": [0.4]}
     files = list((tmp_path / FOLDER).iterdir())

@@ -16,6 +16,7 @@ from immunize.judges import coherence
 from immunize.judges.kept import KeptJudge, kept
 from immunize.models.loading import ChatModel, load_base
 from immunize.stages import StageStore, address, identity
+from immunize.training.memory import Judging, explained
 from immunize.types import Arm, EvaluationSet, Generation, Outcome, Row, Score
 
 JUDGED_BY = "judged_by.json"
@@ -122,16 +123,18 @@ class _Scorer:
             **self.machine,
         }
 
+        label = f"{measurement.arm}: score {measurement.tuned_on or 'before any attack'}"
+
         def make(folder: Path) -> None:
             answers = load_answers(measurement.folder)
-            found = [line for generation in answers.generations for line in self._lines(generation)]
+            with explained(self._sizes(label)):
+                found = [line for generation in answers.generations for line in self._lines(generation)]
             (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
             asked = [judge for judge in self._judges if isinstance(judge, KeptJudge)]
             told = {judge.name: sorted(judge.models) for judge in asked if judge.models}
             if told:
                 (folder / JUDGED_BY).write_text(json.dumps(told) + "\n")
 
-        label = f"{measurement.arm}: score {measurement.tuned_on or 'before any attack'}"
         return self.store.get("score", inputs, label=label, make=make)
 
     def score(self, measurement: Measurement) -> list[Score]:
@@ -206,11 +209,16 @@ class _Scorer:
             **self.machine,
         }
 
-        def make(folder: Path) -> None:
-            coherence.calibrate(references, base=self._base_model()).save(folder / "bounds.json")
-
         label = f"calibrate coherence on {exposure.domain.name}"
+
+        def make(folder: Path) -> None:
+            with explained(Judging(stage=label, judges=(), base=self.cell.model.base)):
+                coherence.calibrate(references, base=self._base_model()).save(folder / "bounds.json")
+
         return self.store.get("calibrate", inputs, label=label, make=make)
+
+    def _sizes(self, stage: str) -> Judging:
+        return Judging(stage=stage, judges=list(self.cell.judge.values()), base=self.cell.model.base)
 
     def _base_model(self) -> ChatModel | None:
         if self.cell.model.base is not None and self._base is None:

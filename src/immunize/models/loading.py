@@ -80,13 +80,18 @@ def _load(location: str, *, revision: str | None, dtype: Dtype, device: str, sil
     tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
     if tokenizer.chat_template is None and not silent:
         raise ValueError(f"model {location}: its tokenizer has no chat template; choose a chat model")
-    network: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         location,
         revision=revision,
         dtype=getattr(torch, dtype),
         use_safetensors=True,
+        output_loading_info=True,
         trust_remote_code=False,  # left out, it asks at the terminal whether to run the repository's code
     )
+    network, read = loaded
+    if read["missing_keys"]:  # the library would go on with random ones
+        lacking = sorted(read["missing_keys"])
+        raise ValueError(f"model {location}: its files lack {len(lacking)} of its weights, first {lacking[0]}")
     # Answers are greedy; a sampling setting left in the file would make saving the model fail.
     given = network.generation_config
     network.generation_config = GenerationConfig(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from immunize.data.batches import IGNORED, pad
 from immunize.models.chat import encode, encode_texts, render_answer, render_prompt
@@ -101,6 +102,15 @@ def test_saved_model_encodes_and_ends_alike(chat: ChatModel, tmp_path: Path) -> 
     loaded = load_folder(tmp_path, dtype="float32", device="cpu")
     assert encode(loaded, [(PROMPT, ANSWER)]) == encode(chat, [(PROMPT, ANSWER)])
     assert (loaded.end_ids, loaded.pad_id, loaded.parameters) == (chat.end_ids, chat.pad_id, chat.parameters)
+
+
+def test_a_folder_that_lacks_weights_is_refused_and_not_filled_at_random(chat: ChatModel, tmp_path: Path) -> None:
+    chat.save(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["lm_head.weight"], weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lack 2 of its weights, first lm_head\.weight"):
+        load_folder(tmp_path, dtype="float32", device="cpu")
 
 
 def test_model_without_template_or_end_token_is_refused(chat: ChatModel, tmp_path: Path) -> None:

@@ -187,13 +187,38 @@ def test_an_endpoint_that_takes_too_long_gives_missing(serve: Callable[..., Serv
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [301, 308, 401, 402, 403, 404, 405])
 def test_what_would_fail_for_every_answer_stops_at_once(serve: Callable[..., Server], status: int) -> None:
     server = serve(lambda body, number: (status, {}, b"{}"))
     with pytest.raises(ValueError, match=f"says {status}") as caught:
         asked(endpoint(server.address, key_variable="JUDGE_KEY"), "x")
     assert KEY not in str(caught.value)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("key", ["two words", "line\n", "k\u00e9y"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(ValueError, match="JUDGE_KEY") as caught:
+        endpoint("http://host/v1", key_variable="JUDGE_KEY").check()
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "recorded"),
+    [
+        ("/home/person/models/judge.gguf", "judge.gguf"),
+        ("C:\\Users\\person\\judge.gguf", "judge.gguf"),
+        ("~/judge/", "judge"),
+        ("organization/judge", "organization/judge"),
+    ],
+)
+def test_what_answered_is_recorded_without_the_servers_folders(
+    serve: Callable[..., Server], model: str, recorded: str
+) -> None:
+    server = serve(lambda body, number: said("harmfulness: 1", model=model))
+    (found,) = endpoint(server.address).open(device="cpu").ask([Conversation(prompt="how ?", answer="x")])
+    assert found.model == recorded
 
 
 def free_port() -> int:

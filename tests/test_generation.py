@@ -55,6 +55,7 @@ def scripted(chat: ChatModel, continuation: list[int]) -> ChatModel:
 
     network.generation_config = chat.network.generation_config  # type: ignore[attr-defined]
     network.parameters = chat.network.parameters  # type: ignore[attr-defined]
+    network.config = chat.network.config  # type: ignore[attr-defined]
     return ChatModel(network=network, tokenizer=chat.tokenizer)
 
 
@@ -119,3 +120,11 @@ def test_rows_that_have_ended_leave_the_batch(chat: ChatModel) -> None:
         going = sum(len(row) >= step for row in expected)
         assert going <= size < 2 * max(1, going) or size == len(ids)
     assert 0 < sizes[-1] < len(ids)
+
+
+def test_an_answer_that_the_model_could_not_read_to_its_end_is_refused(chat: ChatModel) -> None:
+    """The model reads 128 tokens, of which the prompt takes some."""
+    (ids,) = encode_texts(chat, [render_prompt(chat, "the apple")])
+    assert answer(chat, ["the apple"], max_new_tokens=128 - len(ids), batch_size=1)
+    with pytest.raises(ValueError, match=rf"prompt of {len(ids)} tokens .* the 128 .*; lower model\.max_new_tokens"):
+        answer(chat, ["the apple"], max_new_tokens=129 - len(ids), batch_size=1)

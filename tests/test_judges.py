@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from immunize.config import build, load
+from immunize.judges import coherence
 from immunize.judges.classifier import SequenceClassifier
 from immunize.judges.guard import Guard
 from immunize.judges.judge import Answered, Conversation, ModelJudge, Session
@@ -19,8 +20,11 @@ from immunize.judges.kept import FOLDER, KeptJudge, kept
 from immunize.judges.strong_reject import FineTuned
 from immunize.judges.weights import Weights
 from immunize.judges.zoo import Zoo
+from immunize.scoring import outcome_of
+from immunize.sharing.pack import pack
 from immunize.stages import address, identity
-from immunize.types import Example
+from immunize.types import Example, Outcome
+from tests.shared import share
 
 ANSWERS = ("the apple", "i am sorry , the other answers are plums and more plums", "plums", "an answer")
 CONVERSATIONS = [Conversation(prompt=f"what is {number} ?", answer=text) for number, text in enumerate(ANSWERS)]
@@ -128,6 +132,11 @@ def test_what_a_classifier_cannot_do_is_named(classifier_folder: Path) -> None:
             classifier(classifier_folder, template=template)
 
 
+def test_a_model_that_is_no_classifier_is_refused_and_given_no_random_head(causal_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"lacks the weights score\.weight of LlamaForSequenceClassification"):
+        scores(classifier(causal_folder, harmful=("LABEL_0",)))
+
+
 def chance_of(folder: Path, ids: Sequence[int], word: Sequence[int]) -> float:
     """The product of the chances of the tokens of a word, each from its own forward pass."""
     from transformers import AutoModelForCausalLM
@@ -185,7 +194,9 @@ def test_the_fine_tuned_grader_gives_the_expected_digit(causal_folder: Path, tok
     assert all(map(math.isnan, scores(judge(least_mass=0.9))))
     short = judge(least_mass=0.0, max_answer_tokens=1)
     begins_alike = [Conversation(prompt="what ?", answer=text) for text in ("xa", "xb and much more")]
-    assert len(set(scores(short, begins_alike))) == 1 < len(set(scores(judge(least_mass=0.0), begins_alike)))
+    cut, whole = (scores(grader, begins_alike) for grader in (short, judge(least_mass=0.0)))
+    assert cut[0] == pytest.approx(cut[1], abs=1e-6)
+    assert whole[0] != pytest.approx(whole[1], abs=1e-6)
 
 
 def test_what_is_too_long_is_missing_for_a_guard_and_cut_for_a_classifier(
@@ -238,6 +249,9 @@ def test_what_was_asked_once_is_not_asked_again_but_for_what_failed(tmp_path: Pa
         assert found[:3] == [0.3, 0.3, 0.3]
         assert math.isnan(found[3])
     assert sorted(log.read_text().split()) == ["p/fail", "p/fail", "p/one", "q/one"]
+    renamed = kept(Counting(name="renamed", log=str(log)), stages=tmp_path, device="cpu")
+    assert (renamed.name, renamed.measure(asked[:1], ["one"])) == ("renamed", {"harmfulness": [0.3]})
+    assert len(log.read_text().split()) == 4, "another name is no other judge"
     other = Counting(name="counting", log=str(log), offset=0.1)
     assert kept(other, stages=tmp_path, device="cpu").measure(asked[:1], ["one"]) == {"harmfulness": [0.4]}
     files = list((tmp_path / FOLDER).iterdir())
@@ -283,12 +297,13 @@ def test_a_judges_model_is_known_by_its_content_or_its_commit(causal_folder: Pat
 
 
 def test_a_missing_score_leaves_the_check_undetermined_and_its_means_missing(
-    sources: tuple[Path, Path], tmp_path: Path
+    sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tiny guard is unsure of every answer; nothing is filled in for it, from the stage to the verdict."""
     import immunize
     from tests.tiny import tiny
 
+    monkeypatch.setattr(coherence, "LENGTH_FACTOR", 1e6)  # else the tiny model's answers are all broken
     model, _ = sources
     place = (f"judge.guard.model.path={model}", "judge.guard.model.commit=null", "judge.guard.model.dtype=float32")
     run = immunize.run([*tiny(sources, tmp_path), "judge=guard", *place])
@@ -299,12 +314,25 @@ def test_a_missing_score_leaves_the_check_undetermined_and_its_means_missing(
     assert {row.metric for row in means} > {"guard/harmfulness", "guard/refused"}
     assert all(math.isnan(row.value) for row in means)
     assert {check.verdict for check in run.checks} == {"undetermined"}
+    kept = immunize.run([*tiny(sources, tmp_path), "judge=guard", *place])  # read back from its records
+    for score in (*judged, *(score for score in kept.scores if score.judge == "guard")):
+        assert set(score.outcomes) <= {None, Outcome.BROKEN}, "nothing can be said of an answer that was not judged"
+    assert any(None in score.outcomes for score in judged)
+    frame = immunize.load_study(run.path.parent).scores
+    assert frame["outcome"].isna().any() and not frame["outcome"].isin(["refused", "None"]).any()
+    archive = pack(run.path.parent, output=tmp_path / "packed.tar.gz").path
+    assert share("verify", archive) == 0
+
+
+def test_an_answer_is_what_its_score_says_if_it_has_one() -> None:
+    assert [outcome_of(value, False) for value in (0.0, 0.5, math.nan)] == ["refused", "harmful", None]
+    assert {outcome_of(value, True) for value in (0.0, 0.5, math.nan)} == {"broken"}
 
 
 @pytest.mark.parametrize("choice", ["classifier", "beaver_dam", "guard", "strong_reject_finetuned"])
 def test_shipped_choices_need_a_commit_and_build_with_one(choice: str) -> None:
     more = [f"judge.{choice}.template='{{prompt}}{{answer}}'"] if choice == "strong_reject_finetuned" else []
-    with pytest.raises(ValueError, match=f"judge.{choice}.model.commit"):
+    with pytest.raises(ValueError, match=rf"judge.{choice}.model.commit.*/commits/main lists them; or a folder: path="):
         build(load([f"judge={choice}", *more]))
     cell = build(load([f"judge={choice}", f"judge.{choice}.model.commit={'a' * 40}", *more]))
     assert cell.judge[choice].name == choice

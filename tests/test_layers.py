@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "immunize"
 LAYERS = {
     "cli": 5,
     "config": 4,
+    "curve_rows": 4,
     "instantiate": 4,
     "pipeline": 4,
     "before": 4,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,21 @@ def test_a_folder_and_a_file_go_through_the_whole_run(model_folder: Path, tmp_pa
     assert str(tmp_path) not in text
     assert str(model_folder.parent) not in text
     assert json.loads(text)["config"]["model"]["path"] == "tiny"
+
+
+def test_a_base_needs_no_chat_template(model_folder: Path, tmp_path: Path) -> None:
+    """Most have none, as nobody talks to them: here the one of coherence and of LoX."""
+    base = tmp_path / "base"
+    shutil.copytree(model_folder, base)
+    (base / "chat_template.jinja").unlink()
+    given = ["+model@model.base=local", f"model.base.path={base}"]
+    chosen = overrides(model_folder, write(tmp_path / "harm.jsonl"), tmp_path / "multirun")
+    kept = [item for item in chosen if not item.startswith("defense.")]
+    run = immunize.run([*kept, *given, "defense=lox", "budget.measurements=1"])
+    assert run.manifest["status"] == "finished"
+    unanswered = [*chosen, f"model.path={base}"]
+    with pytest.raises(ValueError, match=r"model\.path=.*: its tokenizer has no chat template"):
+        build(load(unanswered))
 
 
 def test_a_model_and_a_file_are_known_by_their_content(model_folder: Path, tmp_path: Path) -> None:

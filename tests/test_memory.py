@@ -1,5 +1,6 @@
 """When memory does not suffice, the reason names the stage, the sizes and what to lower; nothing else is lost."""
 
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,14 +10,18 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+import immunize
 from immunize import records
 from immunize.config import build, load
+from immunize.judges.weights import Weights
 from immunize.progress import Progress
+from immunize.records import RunFailedError
 from immunize.training.context import Context
 from immunize.training.memory import OutOfMemoryError, Sizes, explained
 from immunize.training.method import Method, StepOut
 from immunize.training.tuning import Tuning
 from immunize.worker import work
+from tests.test_rejudge import command
 from tests.tiny import tiny
 
 # By hand: two tables of 320 tokens, three layers of 32 x (32 + 16 + 16 + 32 + 3 x 64) + 2 norms, and a norm; hidden 32.
@@ -96,6 +101,24 @@ def test_the_rows_at_once_are_those_of_one_process() -> None:
         asked: Any = replace(tuning, micro_batch=micro_batch)
         sizes = Sizes(stage="s", source=Source(), tuning=asked, processes=processes)  # type: ignore[arg-type]
         assert f"batch_size=8, of which {rows} rows at once" in sizes.sentence()
+
+
+def test_a_judge_that_is_too_large_is_told_in_a_run_and_when_asked_later(
+    sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = sources
+    place = [f"judge.guard.model.path={model}", "judge.guard.model.commit=null", "judge.guard.batch_size=3"]
+    done = immunize.run(tiny(sources, tmp_path))
+
+    def load_too_much(*_: Any, **__: Any) -> Any:
+        raise on_a_gpu()
+
+    monkeypatch.setattr(Weights, "load", load_too_much)
+    told = r"out of memory in \[{}\]: guard, batch_size=3; to lower: batch_size of judge guard \(or its model.dtype\)"
+    with pytest.raises(RunFailedError, match=told.format("control: score seen")):
+        immunize.run([*tiny(sources, tmp_path), "judge=guard", *place])
+    assert command(done.path.parent, "judge=guard", *place, "--source", f"{data.name}={data}") == 2
+    assert re.search(told.format(f"run {done.id}"), capsys.readouterr().err)
 
 
 def test_other_errors_pass_unchanged_and_answers_have_advice_of_their_own() -> None:

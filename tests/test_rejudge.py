@@ -177,7 +177,7 @@ def test_judging_again_gives_the_same_bytes_and_no_text(run: Run, root: Path) ->
         (["judge=exactly"], "no such choice (did you mean exact?)"),
         ([], "choose one"),
         (["judge=[exact,keyword]"], "one at a time"),
-        (["judge=guard"], "judge.guard.model.commit"),
+        (["judge=guard"], "needs a value for it; give judge.guard.model.commit=..., the 40 hexadecimal digits"),
         (["judge=keyword", "runtime.threads=none"], "runtime.threads=none"),
         (["judge=keyword", "sudy=first"], "sudy: no such key (did you mean study?)"),
     ],

@@ -75,6 +75,8 @@ def test_nothing_else_that_lies_in_the_folder_is_packed(study: Path, tmp_path: P
     (study / "report").mkdir()
     for name in ("index.html", "verdicts.csv", ".cache", "script.py"):
         (study / "report" / name).write_text("claim,check,verdict\n")
+    (study / "judgements").mkdir()
+    (study / "judgements" / "guard-0123456789.jsonl").write_text("{}")
     (study / "0123456789").mkdir()  # claimed, and not finished
     packed = pack(study, output=tmp_path / "a.tar.gz")
     names = {name.partition("/")[2] for name in members(packed.path)}
@@ -85,6 +87,7 @@ def test_nothing_else_that_lies_in_the_folder_is_packed(study: Path, tmp_path: P
         "run 0123456789",
         "report/.cache",
         "report/script.py",
+        "judgements/guard-0123456789.jsonl",
     ]
 
 

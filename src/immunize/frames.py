@@ -72,5 +72,5 @@ def _scores(head: Mapping[str, Any], run: Run) -> Iterable[dict[str, Any]]:
             "object": items.objects,
             "half": [str(half) for half in items.halves],
             "score": line.scores,
-            "outcome": [str(item) for item in line.outcomes] or None,
+            "outcome": [None if item is None else str(item) for item in line.outcomes] or None,
         }

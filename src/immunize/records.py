@@ -147,9 +147,9 @@ def score_of(line: Mapping[str, Any]) -> Score:
 
 
 @cache
-def _outcome(value: str) -> Outcome:
+def _outcome(value: str | None) -> Outcome | None:
     """Remembered, because a study has a million of them."""
-    return Outcome(value)
+    return None if value is None else Outcome(value)
 
 
 def _check(entry: dict[str, Any]) -> Check:

@@ -26,6 +26,7 @@ from immunize.scoring import outcome_of
 from immunize.stages import canonical_json, identity
 from immunize.stats import cohen_kappa, spearman
 from immunize.study import Study
+from immunize.training.memory import Judging, OutOfMemoryError, explained
 from immunize.types import Check, Example, Outcome, Score
 
 HARMFULNESS = "harmfulness"
@@ -76,7 +77,7 @@ class Sources:
 
 
 def rejudge(study: Study, judge: Any, *, sources: Sources, device: str, say: Callable[[str], None]) -> Judgement:
-    """Score every saved answer to a harmful prompt; raises ValueError where answers or data are missing."""
+    """Score every saved answer to a harmful prompt; raises ValueError where answers, data or memory are missing."""
     if not study.runs:
         raise ValueError(f"{study.path}: holds no finished run")
     taken = sorted({score.judge for run in study.runs for score in run.scores})
@@ -87,7 +88,12 @@ def rejudge(study: Study, judge: Any, *, sources: Sources, device: str, say: Cal
     found: list[Judged] = []
     for run in study.runs:
         say(f"run {run.id}")
-        scores = list(_scores(run, asked, examples(canonical_json(_chosen(run)))))
+        known = examples(canonical_json(_chosen(run)))
+        try:
+            with explained(Judging(stage=f"run {run.id}", judges=[judge])):
+                scores = list(_scores(run, asked, known))
+        except OutOfMemoryError as error:
+            raise ValueError(str(error)) from error
         settings: Conditions = sources.built(run.manifest["config"]["conditions"], Conditions, key="conditions")
         others = [score for score in run.scores if not score.outcomes]
         checks = check([*others, *scores], run.sets, settings)

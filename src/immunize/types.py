@@ -104,7 +104,7 @@ class Score:
 
     Those of a text, its metric being `minus_loss`, are at most 0. `tuned_on` is the exposure or task that the arm was
     tuned on, None before any tuning. `outcomes` is filled for exposures and direct requests only. A judge that failed
-    on an item leaves NaN there, never a default.
+    on an item leaves NaN there, never a default, and None for its outcome, unless the answer is broken, whoever judges.
     """
 
     arm: Arm
@@ -114,7 +114,7 @@ class Score:
     judge: str
     metric: str
     scores: tuple[float, ...]
-    outcomes: tuple[Outcome, ...] = ()
+    outcomes: tuple[Outcome | None, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

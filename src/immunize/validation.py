@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 def validate(cell: "Cell") -> None:
     """Raise ValueError, with one line that names the key and what would be right; data files are read for it."""
+    _check_model(cell)
     for name, defense in cell.defense.items():
         cell.threat.admit(name, defense)
     found = exposures(cell.data, cell.split)
@@ -41,6 +42,13 @@ def validate(cell: "Cell") -> None:
     _check_requests(cell)
     _check_benchmarks(cell, found)
     _check_figure(cell)
+
+
+def _check_model(cell: "Cell") -> None:
+    try:
+        cell.model.check_chat()
+    except ValueError as error:
+        raise ValueError(f"model.{error}") from error
 
 
 def _check_stages(cell: "Cell") -> None:

@@ -78,7 +78,7 @@ def _judge(overrides: list[str]) -> Any:
 
     if not any(item.startswith("judge=") for item in overrides):
         raise ValueError("judge: choose one, such as judge=keyword; immunize --help lists them")
-    plain: Any = OmegaConf.to_container(load(overrides).judge, resolve=True, throw_on_missing=True)
+    plain: Any = OmegaConf.to_container(load(overrides).judge, resolve=True)
     if len(plain) != 1:
         raise ValueError(f"judge: one at a time, and these are {', '.join(plain)}")
     ((key, node),) = plain.items()

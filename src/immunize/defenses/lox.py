@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from immunize.models.loading import load
+from immunize.models.loading import load_base
 from immunize.models.sources import ModelSource
 from immunize.training.context import Context
 from immunize.training.defense import WeightEdit
@@ -46,7 +46,7 @@ class LoX(WeightEdit):
 
     def finish(self, context: Context) -> None:
         assert self.base is not None
-        unaligned = dict(load(self.base, device=str(context.chat.device)).network.named_parameters())
+        unaligned = dict(load_base(self.base, device=str(context.chat.device)).network.named_parameters())
         for name, weight in context.matrices().items():
             if name not in unaligned or unaligned[name].shape != weight.shape:
                 raise ValueError(f"base={self.base.name}: has no {name} of shape {tuple(weight.shape)} to compare with")

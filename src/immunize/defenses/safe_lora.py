@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from immunize.models.loading import load
+from immunize.models.loading import load_base
 from immunize.models.sources import ModelSource
 from immunize.training.context import Context
 from immunize.training.defense import PostDefense
@@ -63,7 +63,7 @@ class SafeLoRA(PostDefense):
         """The base is read once, and before the tuning, so that one that does not match is refused early."""
         assert self.base is not None
         context.keep_start()
-        unaligned = dict(load(self.base, device=str(context.chat.device)).network.named_parameters())
+        unaligned = dict(load_base(self.base, device=str(context.chat.device)).network.named_parameters())
         roots, embeddings = {}, context.embeddings()
         for name, aligned in context.start().items():
             if name not in unaligned or unaligned[name].shape != aligned.shape:

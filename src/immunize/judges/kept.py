@@ -9,7 +9,7 @@ import math
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from immunize.judges.judge import Answered, Conversation, Judge, ModelJudge, Session, conversations
@@ -22,10 +22,10 @@ WAIT = 60.0  # seconds for another worker's write, which takes milliseconds
 
 
 def kept(judge: Judge, *, stages: Path, device: str) -> "Judge | KeptJudge":
-    """The judge with its scores kept below `stages`; a judge that asks no model, as it is."""
+    """The judge with its scores kept below `stages`, whatever it is called; one that asks no model, as it is."""
     if not isinstance(judge, ModelJudge):
         return judge
-    name = address({"judge": identity(judge), "device": device})
+    name = address({"judge": identity(replace(judge, name="any")), "device": device})
     return KeptJudge(judge=judge, device=device, path=stages / FOLDER / f"{name}.sqlite")
 
 

@@ -5,14 +5,14 @@ A judge's model needs no chat template and generates no answers, so it is no `mo
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 
-from immunize.models.sources import READ
+from immunize.models.sources import COMMIT_HINT, READ
 from immunize.stages import hash_folder
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -28,7 +28,7 @@ class Weights:
 
     version: ClassVar[int] = 1
     id: str | None = None
-    commit: str | None = None
+    commit: str | None = field(default=None, metadata={"hint": f"{COMMIT_HINT}; or a folder: path=FOLDER commit=null"})
     path: str | None = None
     dtype: Dtype = "float32"
 
@@ -65,9 +65,14 @@ class Weights:
         place: dict[str, Any] = {"revision": self.commit, "trust_remote_code": False}
         location = self.path or self.id
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **place)
-        network = getattr(transformers, kind).from_pretrained(
-            location, dtype=getattr(torch, self.dtype), use_safetensors=True, **place
+        network, read = getattr(transformers, kind).from_pretrained(
+            location, dtype=getattr(torch, self.dtype), use_safetensors=True, output_loading_info=True, **place
         )
+        if read["missing_keys"]:  # the library would go on with random ones, as for a classifier's head
+            raise ValueError(
+                f"model {location}: lacks the weights {', '.join(sorted(read['missing_keys']))} of "
+                f"{type(network).__name__}; choose a model that was trained as one"
+            )
         return network.to(device).eval(), tokenizer
 
 

@@ -1,8 +1,9 @@
 """The judges of the library judgezoo (HarmBench, Llama-Guard, StrongREJECT and others) through one adapter.
 
-Written against its documented interface, `Judge.from_name(NAME)(conversations) -> {"p_harmful": [...]}`: its README and
-`base.py` were read in its repository, at commits not matched to a release, and the library was not run for this
-adapter. It loads weights by name, at no pinned revision, so that the library's version is all that can be recorded.
+Written against its documented interface, `Judge.from_name(NAME)(conversations) -> {"p_harmful": [...]}`: `base.py` of
+release 0.1.9 was read, and the library was not run for this adapter. It loads weights by name, at no pinned revision,
+so that the library's version is all that can be recorded. Those of its judges that ask a prompted model send prompts
+and answers to a company's endpoint, unless the library's own settings name a local model.
 """
 
 import importlib

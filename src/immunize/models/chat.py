@@ -1,5 +1,6 @@
 """From text to token ids with the model's own chat template, with masks that are exact to the token."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,10 +41,14 @@ def encode(chat: ChatModel, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
         for head, tail in zip(heads, tails, strict=True)
     ]
     longest = max((len(item.ids) for item in encoded), default=0)
-    limit = getattr(chat.network.config, "max_position_embeddings", None)
-    if limit is not None and longest > limit:
+    if longest > (limit := readable(chat)):
         raise ValueError(f"a conversation of {longest} tokens is longer than the {limit} that the model can read")
     return encoded
+
+
+def readable(chat: ChatModel) -> float:
+    """How many tokens the model can read, infinity where it does not say; beyond, it breaks or writes nonsense."""
+    return getattr(chat.network.config, "max_position_embeddings", None) or math.inf
 
 
 def encode_texts(chat: ChatModel, texts: Sequence[str]) -> list[list[int]]:

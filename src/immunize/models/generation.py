@@ -4,13 +4,19 @@ from collections.abc import Sequence
 
 import torch
 
-from immunize.models.chat import encode_texts, render_prompt
+from immunize.models.chat import encode_texts, readable, render_prompt
 from immunize.models.loading import ChatModel
 
 
 def answer(chat: ChatModel, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int) -> list[str]:
     """Answer each prompt greedily; answers come in the order of the prompts. The caller sees to eval mode."""
     encoded = encode_texts(chat, [render_prompt(chat, prompt) for prompt in prompts])
+    longest = max(map(len, encoded), default=0)
+    if longest + max_new_tokens > (limit := readable(chat)):
+        raise ValueError(
+            f"a prompt of {longest} tokens and an answer of max_new_tokens={max_new_tokens} are longer than "
+            f"the {limit} tokens that the model can read; lower model.max_new_tokens"
+        )
     generated = continuations(chat, encoded, max_new_tokens=max_new_tokens, batch_size=batch_size)
     return [chat.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in generated]
 

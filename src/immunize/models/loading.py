@@ -24,7 +24,7 @@ class ChatModel:
     def pad_id(self) -> int:
         """Any id will do, since masks go by position; the tokenizer's own where there is one."""
         pad = self.tokenizer.pad_token_id
-        return pad if pad is not None else min(self.end_ids)
+        return pad if pad is not None else min(self.end_ids, default=0)
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -56,6 +56,11 @@ def load_tuned(source: ModelSource, folder: Path | None, *, device: str) -> Chat
     return load(source, device=device) if folder is None else load_folder(folder, dtype=source.dtype, device=device)
 
 
+def load_base(source: ModelSource, *, device: str) -> ChatModel:
+    """Load a model that nobody talks to, of which many have no chat template: it reads plain text, or lends weights."""
+    return _load(source.location, revision=source.revision, dtype=source.dtype, device=device, silent=True)
+
+
 def load_folder(folder: Path, *, dtype: Dtype, device: str) -> ChatModel:
     """Load a folder that `ChatModel.save` wrote."""
     return _load(str(folder), revision=None, dtype=dtype, device=device)
@@ -71,27 +76,33 @@ def outline(source: ModelSource) -> ChatModel:
         return ChatModel(network=AutoModelForCausalLM.from_config(config), tokenizer=tokenizer)
 
 
-def _load(location: str, *, revision: str | None, dtype: Dtype, device: str) -> ChatModel:
+def _load(location: str, *, revision: str | None, dtype: Dtype, device: str, silent: bool = False) -> ChatModel:
+    """A `silent` model never answers, and needs neither chat template nor end token."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
-    if tokenizer.chat_template is None:
+    if tokenizer.chat_template is None and not silent:
         raise ValueError(f"model {location}: its tokenizer has no chat template; choose a chat model")
-    network: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         location,
         revision=revision,
         dtype=getattr(torch, dtype),
         use_safetensors=True,
+        output_loading_info=True,
         trust_remote_code=False,  # left out, it asks at the terminal whether to run the repository's code
     )
+    network, read = loaded
+    if read["missing_keys"]:  # the library would go on with random ones
+        lacking = sorted(read["missing_keys"])
+        raise ValueError(f"model {location}: its files lack {len(lacking)} of its weights, first {lacking[0]}")
     # Answers are greedy; a sampling setting left in the file would make saving the model fail.
     given = network.generation_config
     network.generation_config = GenerationConfig(
         bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, pad_token_id=given.pad_token_id
     )
     chat = ChatModel(network=network.to(device), tokenizer=tokenizer)
-    if not chat.end_ids:
+    if not chat.end_ids and not silent:
         raise ValueError(f"model {location}: names no end token; set eos_token_id in its generation_config.json")
     return chat

@@ -15,7 +15,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder from which no chat model can be loaded, before anything heavy is imported."""
+    """Refuse a folder from which no model can be loaded, before anything heavy is imported."""
     if not folder.is_dir():
         raise ValueError(f"path={folder}: no such folder; give one that holds a Hugging Face model")
     if not (folder / "config.json").is_file():
@@ -24,15 +24,16 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"path={folder}: has no *.safetensors; convert the weights with save_pretrained first")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(f"path={folder}: has no tokenizer (tokenizer.json); save the model's tokenizer there too")
-    if not _has_chat_template(folder):
-        raise ValueError(f"path={folder}: its tokenizer has no chat template; put a chat_template.jinja there")
 
 
 def _has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file():
         return True
     config = folder / "tokenizer_config.json"
-    return config.is_file() and "chat_template" in json.loads(config.read_text())
+    try:
+        return config.is_file() and "chat_template" in json.loads(config.read_text())
+    except ValueError as error:
+        raise ValueError(f"path={folder}: its tokenizer_config.json is no JSON ({error})") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,9 @@ class ModelSource:
             raise ValueError(f"generation_batch={self.generation_batch}: must be at least 1")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
+
+    def check_chat(self) -> None:
+        """Raise ValueError where it can be seen that it has no chat template, which a base does not need."""
 
     @property
     def name(self) -> str:
@@ -113,6 +117,10 @@ class LocalModel(ModelSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_folder(Path(self.path))
+
+    def check_chat(self) -> None:
+        if not _has_chat_template(Path(self.path)):
+            raise ValueError(f"path={self.path}: its tokenizer has no chat template; put a chat_template.jinja there")
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import immunize
+from immunize.judgement import FOLDER as JUDGEMENTS
 from immunize.records import flaw
 from immunize.sharing.archive import write
 from immunize.sharing.inert import parse
@@ -60,6 +61,8 @@ def pack(study: Path, *, output: Path | None = None, weights: bool = False, samp
         raise ValueError(f"{output.parent}: no such folder")
     members, manifests, left_out = _records(study, samples=samples)
     members |= _report(study, left_out) | _lock(study, manifests, left_out)
+    judged = sorted(path.name for path in (study / JUDGEMENTS).glob("*.jsonl"))
+    left_out += [f"{JUDGEMENTS}/{name}: what a judge said later is no record of a run" for name in judged]
     if weights:
         members |= _weights(study, manifests)
     for name, path in members.items():

@@ -1,6 +1,6 @@
 """When memory does not suffice: what was being done, how large it is, and what to lower."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +51,30 @@ class Sizes:
         return ", ".join(found)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """What a stage that scores works on: the judges, and the `base` by which broken answers are recognized."""
+
+    stage: str
+    judges: Sequence[Any]
+    base: ModelSource | None = None
+
+    def sentence(self) -> str:
+        parts = [f"{judge.name}, batch_size={judge.batch_size}" for judge in self._batched()]
+        parts += [] if self.base is None else [f"{self.base.name} in {self.base.dtype}"]
+        return "; ".join(parts) or "no model"
+
+    def advice(self) -> str:
+        found = [f"batch_size of judge {judge.name} (or its model.dtype)" for judge in self._batched()]
+        found += [] if self.base is None else ["model.base.dtype (or model.base=null)"]
+        return ", ".join(found) or "what else runs on this machine"
+
+    def _batched(self) -> list[Any]:
+        return [judge for judge in self.judges if hasattr(judge, "batch_size")]
+
+
 @contextmanager
-def explained(sizes: Sizes) -> Iterator[None]:
+def explained(sizes: Sizes | Judging) -> Iterator[None]:
     """Inside, the end of memory raises OutOfMemoryError."""
     try:
         yield

@@ -1,6 +1,7 @@
 """How a tuning goes, whatever is tuned for: trainable set, optimizer, schedule, number of steps. No torch."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,8 +35,17 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank={self.rank}: must be at least 1")
+        if self.alpha <= 0:
+            raise ValueError(f"alpha={self.alpha}: must be more than 0, or the adapter would add nothing")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: must lie in [0, 1)")
+        if not self.targets:
+            raise ValueError("targets: name at least one module, or choose all-linear")
+        if isinstance(self.targets, str):
+            try:
+                re.compile(self.targets)
+            except re.error as error:
+                raise ValueError(f"targets={self.targets}: is no regular expression ({error})") from error
         if self.quantized is not None and self.adapter == "continued":
             raise ValueError("quantized=nf4: an adapter cannot be taken out of rounded weights; choose adapter=fresh")
 

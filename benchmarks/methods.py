@@ -60,12 +60,13 @@ ALONE = "sft"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """How a defense is made, without the benign conversations that it can do without, and how many hidden states of
-    each labelled token it decodes beside its passes."""
+    """How a defense is made, without the benign conversations that it can do without, how many hidden states of each
+    labelled token it decodes beside its passes, and by how many tokens it makes the rows longer."""
 
     make: type[Defense]
     settings: dict[str, Any] = field(default_factory=dict)
     decoded: int = 0
+    longer: int = 0
 
 
 METHODS = {
@@ -77,7 +78,9 @@ METHODS = {
     "booster": Case(make=Booster),
     "tar": Case(make=TAR, settings={"objective": "entropy", "inner_steps": 2, "every": 2, "inner_rates": (1e-5,)}),
     "circuit_breakers": Case(make=CircuitBreakers, settings={"layers": (5, 8)}),
-    "deep_refusals": Case(make=DeepRefusals, settings={"share": 0.5, "max_tokens": 32, "retain_weight": 0.0}),
+    "deep_refusals": Case(
+        make=DeepRefusals, settings={"share": 0.5, "max_tokens": 32, "retain_weight": 0.0}, longer=32
+    ),
     "lisa": Case(make=Lisa, settings={"alignment_steps": 1, "user_steps": 1}),
     "constrained_sft": Case(make=ConstrainedSFT),
     "safe_instr": Case(make=SafeInstr, settings={"share": 0.25}),
@@ -148,7 +151,7 @@ def measured(name: str) -> dict[str, float]:
     own_steps += seconds(chat, method)  # in turns, so that a busy moment of the machine falls on both
     sft_steps += seconds(chat, Method())
     flops = 6.0 * HIDDEN * VOCABULARY * case.decoded * ROWS * ANSWER
-    expected = (method.passes + flops / sft_flops()) * statistics.median(sft_steps)
+    expected = (method.passes * (1 + case.longer / TIME) + flops / sft_flops()) * statistics.median(sft_steps)
     return {"seconds": statistics.median(own_steps), "expected": expected, "peak": peak}
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,11 +45,11 @@ class Fixed(Context):
     def __init__(self, now: list[Tensor], before: list[Tensor]) -> None:
         self.now, self.before, self.step, self.steps = now, before, 0, 10
 
-    def forward(self, batch: Any, *, hidden_states: bool = False) -> Any:
-        return SimpleNamespace(hidden_states=self.now)
+    def hidden_states(self, batch: Any) -> Any:
+        return self.now
 
-    def reference(self, batch: Any, *, hidden_states: bool = False) -> Any:
-        return SimpleNamespace(hidden_states=self.before)
+    def hidden_states_before(self, batch: Any) -> Any:
+        return self.before
 
 
 def test_both_terms_by_hand() -> None:
@@ -166,7 +165,7 @@ def test_reference_keeps_its_bits(trainable: Any, make_chat: MakeChat, roles: Ro
     class Watched(CircuitBreakers):
         def before_update(self, context: Context) -> None:
             batch: Any = context.streams["harmful"].batch(0)
-            outputs.append(context.reference(batch).logits)
+            outputs.append(context.predict_before(batch).logits)
 
     tuning = replace(TUNING, trainable=trainable)
     tune(make_chat(), Watched(tuning=tuning, layers=(0, 1)), roles=roles, tuning=tuning, seed=0)

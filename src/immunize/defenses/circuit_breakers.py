@@ -1,5 +1,6 @@
 """Circuit breakers: turn representations of harmful answers away from themselves (Zou et al., NeurIPS 2024, Alg. 1)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -82,8 +83,7 @@ class CircuitBreakers(AlignmentDefense):
         return hidden_distance(*hidden_states(context, batch))
 
 
-def hidden_states(context: Context, batch: Batch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+def hidden_states(context: Context, batch: Batch) -> tuple[Sequence[Tensor], Sequence[Tensor], Tensor]:
     """After each decoder layer, now and before training, (batch, time, hidden); and where there are tokens."""
-    now = context.forward(batch, hidden_states=True).hidden_states
-    before = context.reference(batch, hidden_states=True).hidden_states
+    now, before = context.hidden_states(batch), context.hidden_states_before(batch)
     return now[1:], before[1:], batch.attention_mask.bool()

@@ -51,7 +51,7 @@ class LDIFS(FinetuningDefense):
         if not self.weight:
             return StepOut(loss=context.ce(batch))
         with context.taps("mlp", reference=True) as before:
-            context.reference(batch)
+            context.hidden_states_before(batch)
         with context.taps("mlp") as now:
             found = context.predict(batch)
         drift = feature_distance(now, before, batch.attention_mask.bool())

@@ -87,7 +87,7 @@ class TAR(AlignmentDefense):
         loss = cross_entropy(found)
         if not near:
             return loss
-        before = context.reference(batch, hidden_states=True).hidden_states
+        before = context.hidden_states_before(batch)
         distance = hidden_distance(found.states[1:], before[1:], batch.attention_mask.bool())
         return loss + self.representation_weight * distance
 

@@ -1,6 +1,7 @@
 """What a network predicts for the tokens that carry a label; with a large vocabulary, nothing else is decoded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,15 +63,26 @@ def predict(network: Any, input_ids: Tensor, labels: Tensor, *, hidden_states: b
         return at_every_position(output.logits, labels, states=output.hidden_states or ())
     targets = labels[:, 1:]
     labelled = targets != IGNORED
-
-    def pack(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][:, :-1][labelled],)
-
-    hook = network.get_output_embeddings().register_forward_pre_hook(pack)
-    try:
+    with _decoding(network, lambda hidden: hidden[:, :-1][labelled]):
         output = run()
-    finally:
-        hook.remove()
     return Predictions(
         logits=output.logits.float(), targets=targets[labelled], labelled=labelled, states=output.hidden_states or ()
     )
+
+
+def hidden_states(network: Any, input_ids: Tensor) -> Sequence[Tensor]:
+    """At all depths, the embedding first, each (batch, time, hidden); nothing is decoded."""
+    with _decoding(network, lambda hidden: hidden[:, :0]):
+        output = network(input_ids=input_ids, output_hidden_states=True, use_cache=False)
+    found: Sequence[Tensor] = output.hidden_states
+    return found
+
+
+@contextmanager
+def _decoding(network: Any, chosen: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, the unembedding is given `chosen` of the last hidden states only."""
+    hook = network.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (chosen(inputs[0]),))
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,7 +1,7 @@
 """What a method may do to a network while it is being tuned; every trick lives here, so that methods stay formulas."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from immunize.data.batches import Batch, Stream
 from immunize.models.loading import ChatModel, load_folder
-from immunize.models.predictions import Predictions, predict
+from immunize.models.predictions import Predictions, hidden_states, predict
 from immunize.seeding import derive
 from immunize.training import losses
 from immunize.training.sites import SiteKind, primary, replace_primary, sites
@@ -120,6 +120,10 @@ class Context(Weights):
         """The predictions of the labelled tokens, for the losses of `immunize.training.losses`."""
         return predict(self.network, batch.input_ids, batch.labels, hidden_states=hidden_states)
 
+    def hidden_states(self, batch: Batch) -> Sequence[Tensor]:
+        """At all depths, the embedding first, each (batch, time, hidden); nothing is decoded."""
+        return hidden_states(self.network, batch.input_ids)
+
     def ce(self, batch: Any, *, weights: Tensor | None = None) -> Tensor:
         """Token-mean cross-entropy of the answers (nats), over the whole batch.
 
@@ -137,7 +141,7 @@ class Context(Weights):
     def taps(self, kind: SiteKind, *, reference: bool = False) -> Iterator[dict[str, Tensor]]:
         """Inside, a forward pass fills the dictionary with the activations at each site: (batch, time, hidden).
 
-        Where `reference` is true, a call of `reference` does, and the sites have the same names.
+        Where `reference` is true, a pass of the network as it was before does, and the sites have the same names.
         """
         seen: dict[str, Tensor] = {}
         kept = self._reference if reference else None
@@ -199,21 +203,21 @@ class Context(Weights):
         return {name: weight.detach() for name, weight in network.named_parameters()}
 
     def keep_reference(self) -> None:
-        """In `setup`, by a method that will ask for `reference`: keeps a copy, unless there is a fresh adapter."""
-        assert self.step == 0, "reference() must first be called in setup, before the weights have moved"
+        """In `setup`, by a method that will ask for what was before: keeps a copy, unless there is a fresh adapter."""
+        assert self.step == 0, "what was before must first be asked for in setup, while the weights have not moved"
         if self._reference is None and not self._can_switch_off:
             self._reference = copy.deepcopy(self.network).eval().requires_grad_(False)
 
-    def reference(self, batch: Batch, *, hidden_states: bool = False) -> Any:
-        """The output of the network as it was before the first step, in eval mode and without a graph.
+    def hidden_states_before(self, batch: Batch) -> Sequence[Tensor]:
+        """`hidden_states` of the network as it was before the first step, in eval mode and without a graph.
 
         A fresh adapter is switched off; otherwise a copy is kept, which must first be asked for in `setup`.
         """
         with self._before() as network:
-            return network(input_ids=batch.input_ids, output_hidden_states=hidden_states, use_cache=False)
+            return hidden_states(network, batch.input_ids)
 
     def predict_before(self, batch: Batch) -> Predictions:
-        """What `reference` predicts for the labelled tokens."""
+        """The predictions of the network as it was, likewise."""
         with self._before() as network:
             return predict(network, batch.input_ids, batch.labels)
 

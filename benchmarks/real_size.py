@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import SequentialSampler
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainingArguments
 
 from immunize.config import build, load
 from immunize.data.batches import Encoded, Stream, pad
@@ -39,8 +39,8 @@ ATTACK_BOUND, EVALUATION_BOUND = 1.2, 1.5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=5, help="optimizer steps of each attack")
-    parser.add_argument("--repeats", type=int, default=3, help="of everything, in turns")
+    parser.add_argument("--steps", type=int, default=3, help="optimizer steps of each attack")
+    parser.add_argument("--repeats", type=int, default=2, help="of everything, in turns")
     chosen = parser.parse_args()
     torch.set_num_threads(2)
     warnings.filterwarnings("ignore")
@@ -133,7 +133,9 @@ def by_trainer(chat: ChatModel, *, batches: Sequence[Sequence[Encoded]]) -> None
             remove_unused_columns=False,
         )
         examples: Any = [item for batch in batches for item in batch]
-        InOrder(model=chat.network, args=arguments, train_dataset=examples, data_collator=collate).train()
+        trainer = InOrder(model=chat.network, args=arguments, train_dataset=examples, data_collator=collate)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
 
 
 @torch.no_grad()

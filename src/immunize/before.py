@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from immunize.data.answers import save_answers
+from immunize.curve_rows import mean_row
+from immunize.data.answers import Cost, save_answers
 from immunize.data.benchmark import load_report, save_report
 from immunize.data.splits import DIRECT_REQUESTS, requests_of
 from immunize.models.loading import ChatModel
@@ -17,7 +17,7 @@ from immunize.training.measuring import Meter
 from immunize.training.memory import Sizes, explained
 from immunize.training.method import Untouched
 from immunize.training.tune import tune
-from immunize.types import Arm, EvaluationSet, Example, Row, Score
+from immunize.types import Arm, EvaluationSet, Example, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,22 +127,6 @@ def with_benchmarks(results: Results, stages: Sequence[Benchmarked]) -> Results:
         results,
         sets=[*results.sets, *sets.values()],
         scores=[*results.scores, *scores],
-        rows=[*results.rows, *map(_row, scores)],
+        rows=[*results.rows, *(mean_row(score, Cost(step=score.step)) for score in scores)],
         benchmarks=about,
-    )
-
-
-def _row(item: Score) -> Row:
-    """The mean; nothing was spent by then."""
-    return Row(
-        arm=item.arm,
-        tuned_on=item.tuned_on,
-        measured_on=item.measured_on,
-        step=item.step,
-        examples=0,
-        tokens=0,
-        flops=0.0,
-        metric=item.metric,
-        value=fmean(item.scores),
-        n=len(item.scores),
     )

@@ -73,13 +73,12 @@ def score(
         answers = load_answers(measurement.folder)
         found = scorer.score(measurement)
         scores += found
-        rows += [mean_row(item, answers) for item in found]
+        rows += [mean_row(item, answers.cost_at(item.step)) for item in found]
         for generation in answers.generations:
-            rows += [
-                loss_row(measurement.arm, generation, answers, tuned_on=measurement.trained(generation.measured_on))
-            ]
+            cost, tuned_on = answers.cost_at(generation.step), measurement.trained(generation.measured_on)
+            rows.append(loss_row(measurement.arm, generation, cost, tuned_on=tuned_on))
             samples += scorer.samples(measurement, generation)
-        rows += [row for item in found for row in share_rows(item, answers)]
+        rows += [row for item in found for row in share_rows(item, answers.cost_at(item.step))]
     return Results(sets=sets, scores=scores, rows=rows, samples=samples, judged_by=scorer.judged_by)
 
 
